@@ -1,0 +1,85 @@
+"""Multi-head attention (Vaswani et al. 2017, section 3.2), with multi-query and grouped heads.
+
+Notation: B batch, T queries, S keys, D d_model, H heads, G key/value heads (H = G·R), K head_dim.
+Heads come before positions, so that every product is a batched matrix product without a transpose.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from transformer_jax.models.layers import Seeds, Weights, dropout
+from transformer_jax.models.positions import rotary
+
+MASKED = -1e9
+"""Added to scores that must not be seen: finite, so that a row of padding alone stays free of NaN."""
+
+
+def split_heads(x: Array, weights: tuple[Array, Array | None]) -> Array:
+    """x[B, T, D] · kernel[D, H, K] + bias[H, K] -> [B, H, T, K]."""
+    kernel, bias = weights
+    y = jnp.einsum("btd,dhk->bhtk", x, kernel.astype(x.dtype))
+    return y if bias is None else y + bias[:, None].astype(x.dtype)
+
+
+class MultiHeadAttention(nn.Module):
+    """``attend(query(x), *keys_values(y), bias)``; `__call__` does the three at once."""
+
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    use_bias: bool
+    dropout_rate: float
+
+    def setup(self) -> None:
+        D, H, G, K = self.d_model, self.num_heads, self.num_kv_heads, self.head_dim
+        self.query_weights = Weights(
+            (D, H, K), ("embed", "heads", "head_dim"), use_bias=self.use_bias, name="query"
+        )
+        self.key_weights = Weights(
+            (D, G, K), ("embed", "kv_heads", "head_dim"), use_bias=self.use_bias, name="key"
+        )
+        self.value_weights = Weights(
+            (D, G, K), ("embed", "kv_heads", "head_dim"), use_bias=self.use_bias, name="value"
+        )
+        self.output_weights = Weights(
+            (H, K, D), ("heads", "head_dim", "embed"), num_input_axes=2, use_bias=self.use_bias, name="output"
+        )
+
+    def query(self, x: Array, positions: Array | None = None) -> Array:
+        """[B, T, D] -> [B, H, T, K]; rotated when ``positions`` int32[T] is given."""
+        q = split_heads(x, self.query_weights())
+        return q if positions is None else rotary(q, positions)
+
+    def keys_values(self, x: Array, positions: Array | None = None) -> tuple[Array, Array]:
+        """[B, S, D] -> keys and values [B, G, S, K]; keys rotated when ``positions`` int32[S] is given."""
+        k, v = split_heads(x, self.key_weights()), split_heads(x, self.value_weights())
+        return (k if positions is None else rotary(k, positions)), v
+
+    def attend(self, q: Array, k: Array, v: Array, bias: Array | None, seeds: Seeds = None) -> Array:
+        """softmax(q·k/√K + bias)·v, then the output projection (eq. 1 and 2).
+
+        Args:
+          q: [B, H, T, K].  k, v: [B, G, S, K].  bias: float32, broadcastable to [B, H, T, S].
+        Returns: [B, T, D]. Weights are sown as ``intermediates/attention_weights`` float32[B, H, T, S].
+        """
+        B, H, T, K = q.shape
+        G, S = k.shape[1:3]
+        # Heads of one group share keys, so they are further query rows of one product.
+        scores = jnp.einsum("bgqk,bgsk->bgqs", (q * K**-0.5).reshape(B, G, -1, K), k)
+        scores = scores.reshape(B, H, T, S).astype(jnp.float32)
+        weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
+        self.sow("intermediates", "attention_weights", weights)
+        weights = dropout(weights.astype(q.dtype), seeds, "attention_weights", self.dropout_rate)
+        heads = jnp.einsum("bgqs,bgsk->bgqk", weights.reshape(B, G, -1, S), v).reshape(B, H, T, K)
+        kernel, output_bias = self.output_weights()
+        y = jnp.einsum("bhtk,hkd->btd", heads, kernel.astype(q.dtype))
+        return y if output_bias is None else y + output_bias.astype(q.dtype)
+
+    def __call__(
+        self, x: Array, y: Array, bias: Array | None, positions: Array | None = None, seeds: Seeds = None
+    ) -> Array:
+        """Queries from x[B, T, D], keys and values from y[B, S, D]."""
+        return self.attend(self.query(x, positions), *self.keys_values(y, positions), bias, seeds)

@@ -1,0 +1,439 @@
+"""The encoder-decoder Transformer: configuration, layer, stack, model, and its incremental decoder.
+
+Notation: B batch, T target length, S source length, D d_model, H heads, F d_ff, V vocabulary, K beams.
+The paper's own choices (Vaswani et al. 2017) are the defaults.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from transformer_jax.errors import UserError
+from transformer_jax.models.attention import MASKED, MultiHeadAttention
+from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, dropout, fold_in
+from transformer_jax.models.positions import RelativeBias, alibi, sinusoidal
+
+Params = Any
+Cache = dict[str, Any]
+
+PAD_ID, BOS_ID = 0, 3
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Hyperparameters of one encoder-decoder; switches are orthogonal.
+
+    Raises: UserError for an impossible combination, naming the values and what would do.
+    """
+
+    source_vocab_size: int
+    target_vocab_size: int
+    d_model: int = 512
+    d_ff: int = 2048
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    num_heads: int = 8
+    num_kv_heads: int | None = None  # None: as many as num_heads; 1: multi-query; between: grouped
+    max_length: int = 1024
+    norm_placement: Literal["pre", "post"] = "post"
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    norm_epsilon: float = 1e-6
+    positions: Literal["sinusoidal", "learned", "rotary", "relative", "alibi", "none"] = "sinusoidal"
+    activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = "relu"
+    attention_bias: bool = False
+    feed_forward_bias: bool = True
+    tie_embeddings: Literal["none", "source_target", "target_output", "all"] = "all"
+    dropout_rate: float = 0.1  # after each sublayer
+    embedding_dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.0
+    activation_dropout_rate: float = 0.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full", "dots"] = "none"
+    scan_layers: bool = False
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, message: str) -> None:
+            if not ok:
+                raise UserError(f"model: {message}")
+
+        for name in ("source_vocab_size", "target_vocab_size", "d_model", "d_ff", "num_heads", "max_length"):
+            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("num_encoder_layers", "num_decoder_layers"):
+            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
+        divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
+        need(
+            self.d_model % self.num_heads == 0,
+            f"d_model={self.d_model} is not divisible by num_heads={self.num_heads}; num_heads may be one of {divisors}.",
+        )
+        need(
+            self.kv_heads >= 1 and self.num_heads % self.kv_heads == 0,
+            f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}; "
+            f"num_kv_heads may be one of {[n for n in divisors if self.num_heads % n == 0]}.",
+        )
+        need(
+            self.positions != "rotary" or self.head_dim % 2 == 0,
+            f"rotary positions need an even head size; d_model={self.d_model} / num_heads={self.num_heads} is {self.head_dim}.",
+        )
+        need(
+            self.positions != "sinusoidal" or self.d_model % 2 == 0,
+            f"sinusoidal positions need an even d_model; it is {self.d_model}.",
+        )
+        need(
+            self.tie_embeddings not in ("source_target", "all")
+            or self.source_vocab_size == self.target_vocab_size,
+            f"tie_embeddings={self.tie_embeddings!r} shares one table between source and target, but their vocabularies "
+            f"have {self.source_vocab_size} and {self.target_vocab_size} entries; use tokenizer.joint=True, "
+            "or tie_embeddings='target_output' or 'none'.",
+        )
+        for field in dataclasses.fields(self):
+            if field.name.endswith("dropout_rate"):
+                rate = getattr(self, field.name)
+                need(0.0 <= rate < 1.0, f"{field.name} is {rate}; it must be at least 0 and below 1.")
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+
+class FeedForward(nn.Module):
+    """max(0, x·W1 + b1)·W2 + b2 (section 3.3), or another activation, or a gated unit (Shazeer 2020)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array, seeds: Seeds) -> Array:
+        c = self.config
+        gated = c.activation.endswith("glu")
+        act = {"re": nn.relu, "ge": nn.gelu, "si": nn.silu, "swi": nn.silu}[
+            c.activation[:-3] if gated else c.activation[:2]
+        ]
+        shape, axes = (
+            ((c.d_model, 2, c.d_ff), ("embed", "gate", "mlp"))
+            if gated
+            else ((c.d_model, c.d_ff), ("embed", "mlp"))
+        )
+        kernel, bias = Weights(shape, axes, use_bias=c.feed_forward_bias, name="input")()
+        hidden = jnp.tensordot(x, kernel.astype(x.dtype), 1)
+        hidden = hidden if bias is None else hidden + bias.astype(x.dtype)
+        hidden = act(hidden[..., 0, :]) * hidden[..., 1, :] if gated else act(hidden)
+        hidden = dropout(hidden, seeds, "activation", c.activation_dropout_rate)
+        kernel, bias = Weights(
+            (c.d_ff, c.d_model), ("mlp", "embed"), use_bias=c.feed_forward_bias, name="output"
+        )()
+        y = jnp.tensordot(hidden, kernel.astype(x.dtype), 1)
+        return y if bias is None else y + bias.astype(x.dtype)
+
+
+class Layer(nn.Module):
+    """One layer of either stack: self-attention, cross-attention if there is a memory, feed-forward."""
+
+    config: TransformerConfig
+    has_memory: bool
+
+    def setup(self) -> None:
+        c = self.config
+        attention = dict(
+            d_model=c.d_model,
+            num_heads=c.num_heads,
+            num_kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            use_bias=c.attention_bias,
+            dropout_rate=c.attention_dropout_rate,
+        )
+        self.self_attention = MultiHeadAttention(**attention)
+        self.self_attention_norm = Norm(c.norm, c.norm_epsilon)
+        if self.has_memory:
+            self.cross_attention = MultiHeadAttention(**attention)
+            self.cross_attention_norm = Norm(c.norm, c.norm_epsilon)
+        self.feed_forward = FeedForward(c)
+        self.feed_forward_norm = Norm(c.norm, c.norm_epsilon)
+
+    def _residual(self, x: Array, sublayer: str, apply: Any, seeds: Seeds) -> Array:
+        """x + dropout(f(norm(x))) or norm(x + dropout(f(x))) (section 5.4; Xiong et al. 2020 for pre-norm)."""
+        norm = getattr(self, f"{sublayer}_norm")
+        pre = self.config.norm_placement == "pre"
+        y = apply(norm(x) if pre else x)
+        x = x + dropout(y, seeds, sublayer, self.config.dropout_rate)
+        return x if pre else norm(x)
+
+    def __call__(
+        self,
+        x: Array,
+        index: Array | int,
+        self_bias: Array,
+        memory: Array | None,
+        cross_bias: Array | None,
+        positions: Array | None,
+        seeds: Seeds,
+    ) -> tuple[Array, None]:
+        """x[B, T, D] -> [B, T, D]; ``index`` is the layer's number, which its dropout masks depend on."""
+        seeds = fold_in(seeds, index)
+        self_seeds, cross_seeds = fold_in(seeds, "self"), fold_in(seeds, "cross")
+        x = self._residual(
+            x, "self_attention", lambda h: self.self_attention(h, h, self_bias, positions, self_seeds), seeds
+        )
+        if self.has_memory:
+            x = self._residual(
+                x,
+                "cross_attention",
+                lambda h: self.cross_attention(h, memory, cross_bias, None, cross_seeds),
+                seeds,
+            )
+        return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, seeds), seeds), None
+
+    def step(
+        self, x: Array, cache: Cache, index: Array, self_bias: Array, cross_bias: Array
+    ) -> tuple[Array, Cache]:
+        """One position of K beams x[B, K, D]; keys and values of every beam stay in the slot they were written to."""
+        c, cache = self.config, dict(cache)
+
+        def self_attention(h: Array) -> Array:
+            positions = index if c.positions == "rotary" else None
+            new = self.self_attention.keys_values(h, positions)
+            for name, value in zip(("key", "value"), new, strict=True):
+                cache[name] = jax.lax.dynamic_update_slice(
+                    cache[name], value[:, :, None], (0, 0, index, 0, 0)
+                )
+            slots = (cache[name].reshape(*value.shape[:2], -1, c.head_dim) for name in ("key", "value"))
+            return self.self_attention.attend(self.self_attention.query(h, positions), *slots, self_bias)
+
+        def cross_attention(h: Array) -> Array:
+            q = self.cross_attention.query(h)
+            return self.cross_attention.attend(q, cache["cross_key"], cache["cross_value"], cross_bias)
+
+        x = self._residual(x, "self_attention", self_attention, None)
+        x = self._residual(x, "cross_attention", cross_attention, None)
+        return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, None), None), cache
+
+
+REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+class Stack(nn.Module):
+    """A stack of layers, unrolled (``layer_0``, ``layer_1`` …) or scanned (``layers``, parameters stacked)."""
+
+    config: TransformerConfig
+    num_layers: int
+    causal: bool
+    has_memory: bool
+
+    def setup(self) -> None:
+        c = self.config
+        layer: Any = Layer
+        if c.remat != "none":
+            layer = nn.remat(Layer, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
+        if c.scan_layers:
+            broadcast = (nn.broadcast,) * 5
+            self.layers = nn.scan(
+                layer,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                in_axes=(0, *broadcast),
+                length=self.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(c, self.has_memory)
+        else:
+            for i in range(self.num_layers):
+                setattr(self, f"layer_{i}", layer(c, self.has_memory))
+        if c.positions == "relative":
+            self.relative_bias = RelativeBias(c.num_heads, bidirectional=not self.causal)
+        if c.norm_placement == "pre":
+            self.final_norm = Norm(c.norm, c.norm_epsilon)
+
+    def unrolled(self) -> list[Layer]:
+        return [getattr(self, f"layer_{i}") for i in range(self.num_layers)]
+
+    def position_bias(self, queries: Array, keys: Array) -> Array | None:
+        """Bias float32[H, T, S] from positions int32[T] and int32[S], or None."""
+        distance = keys[None, :] - queries[:, None]
+        if self.config.positions == "relative":
+            return self.relative_bias(distance)
+        return alibi(distance, self.config.num_heads) if self.config.positions == "alibi" else None
+
+    def __call__(
+        self, x: Array, bias: Array | None, memory: Array | None, cross_bias: Array | None, seeds: Seeds
+    ) -> Array:
+        """x[B, T, D] -> [B, T, D]. ``bias`` masks keys; the causal mask and position biases are added here."""
+        c = self.config
+        positions = jnp.arange(x.shape[1])
+        terms = [bias, self.position_bias(positions, positions)]
+        if self.causal:
+            terms.append(jnp.where(positions[None, :] <= positions[:, None], 0.0, MASKED))
+        self_bias = sum(term for term in terms if term is not None)
+        rotations = positions if c.positions == "rotary" else None
+        shared = (self_bias, memory, cross_bias, rotations, seeds)
+        if c.scan_layers:
+            x, _ = self.layers(x, jnp.arange(self.num_layers, dtype=jnp.uint32), *shared)
+        else:
+            for i, layer in enumerate(self.unrolled()):
+                x, _ = layer(x, i, *shared)
+        return self.final_norm(x) if c.norm_placement == "pre" else x
+
+
+class EncoderDecoder(nn.Module):
+    """The Transformer of Vaswani et al. 2017.
+
+    ``model.apply({"params": params}, source, target)`` gives logits float32[B, T, V], where position t predicts
+    ``target[:, t]`` from the source and ``target[:, :t]``: the shift to the right happens inside.
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        c = self.config
+        if c.tie_embeddings in ("source_target", "all"):
+            self.shared_embedding = Embedding(c.target_vocab_size, c.d_model)
+        else:
+            self.source_embedding = Embedding(c.source_vocab_size, c.d_model)
+            self.target_embedding = Embedding(c.target_vocab_size, c.d_model)
+        if c.tie_embeddings in ("none", "source_target"):
+            self.output_embedding = Embedding(c.target_vocab_size, c.d_model)
+        if c.positions == "learned":
+            self.source_positions = Embedding(c.max_length, c.d_model, ("positions", "embed"))
+            self.target_positions = Embedding(c.max_length, c.d_model, ("positions", "embed"))
+        self.encoder = Stack(c, c.num_encoder_layers, causal=False, has_memory=False)
+        self.decoder = Stack(c, c.num_decoder_layers, causal=True, has_memory=True)
+
+    def _table(self, side: str) -> Array:
+        return getattr(
+            self, f"{side}_embedding" if hasattr(self, f"{side}_embedding") else "shared_embedding"
+        )()
+
+    def _embed(self, side: str, tokens: Array, first: Array | int, seeds: Seeds) -> Array:
+        """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, …"""
+        c = self.config
+        length = tokens.shape[1]
+        if length > c.max_length:
+            raise UserError(
+                f"model: a {side} of {length} tokens exceeds max_length={c.max_length}; split it, or raise it."
+            )
+        x = self._table(side)[tokens] * c.d_model**0.5
+        if c.positions in ("sinusoidal", "learned"):
+            learned = c.positions == "learned"
+            table = (
+                getattr(self, f"{side}_positions")()
+                if learned
+                else jnp.asarray(sinusoidal(c.max_length, c.d_model))
+            )
+            x = x + jax.lax.dynamic_slice_in_dim(table, first, length)
+        return dropout(x.astype(c.dtype), seeds, f"{side}_embedding", c.embedding_dropout_rate)
+
+    def encode(self, source: Array, seeds: Seeds = None) -> tuple[Array, Array]:
+        """source int32[B, S] -> memory [B, S, D] and its mask as a bias float32[B, 1, 1, S]."""
+        bias = jnp.where(source == PAD_ID, MASKED, 0.0)[:, None, None, :]
+        seeds = fold_in(seeds, "encoder")
+        x = self._embed("source", source, 0, seeds)
+        return self.encoder(x, bias, None, None, seeds), bias
+
+    def hidden(self, source: Array, target: Array, seeds: Seeds = None) -> Array:
+        """The decoder's last states [B, T, D] under teacher forcing; `logits` of them predict ``target``."""
+        memory, cross_bias = self.encode(source, seeds)
+        inputs = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS_ID)
+        seeds = fold_in(seeds, "decoder")
+        return self.decoder(self._embed("target", inputs, 0, seeds), None, memory, cross_bias, seeds)
+
+    def output_table(self) -> Array:
+        """The matrix float32[V, D] of the last linear layer, tied or its own."""
+        if self.config.tie_embeddings in ("none", "source_target"):
+            return self.output_embedding()
+        return self._table("target")
+
+    def logits(self, hidden: Array) -> Array:
+        """[B, T, D] -> float32[B, T, V]."""
+        table = self.output_table().astype(hidden.dtype)
+        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+
+    def __call__(self, source: Array, target: Array, seeds: Seeds = None) -> Array:
+        return self.logits(self.hidden(source, target, seeds))
+
+    def start(self, source: Array, beam_size: int, max_length: int) -> Cache:
+        """The cache before the first token: cross-attention keys and values of source int32[B, S], empty slots for
+        max_length tokens of K beams. Every leaf has the leading axis B."""
+        c = self.config
+        memory, cross_bias = self.encode(source)
+        B = source.shape[0]
+        slots = jnp.zeros((B, c.kv_heads, max_length, beam_size, c.head_dim), c.dtype)
+        layers = {}
+        for i, layer in enumerate(self.decoder.unrolled()):
+            key, value = layer.cross_attention.keys_values(memory)
+            layers[f"layer_{i}"] = {"key": slots, "value": slots, "cross_key": key, "cross_value": value}
+        return {
+            "index": jnp.zeros(B, jnp.int32),
+            "ancestry": jnp.zeros((B, beam_size, max_length), jnp.int32),
+            "cross_bias": cross_bias,
+            "layers": layers,
+        }
+
+    def step(self, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
+        """Feeds tokens int32[B, K] at the cache's position; returns logits float32[B, K, V] and the new cache.
+
+        All rows stand at one position. Beams never move: ``ancestry[b, k, t]`` names the slot that holds position t
+        of beam k's history, and a mask makes each beam see its own.
+        """
+        index = cache["index"][0]
+        B, K, T = cache["ancestry"].shape
+        own = jnp.broadcast_to(jnp.arange(K)[:, None], (B, K, 1))
+        ancestry = jax.lax.dynamic_update_slice(cache["ancestry"], own, (0, 0, index))
+        slots = (ancestry[..., None] == jnp.arange(K)) & (jnp.arange(T) <= index)[:, None]
+        self_bias = jnp.where(slots.reshape(B, 1, K, T * K), 0.0, MASKED)
+        position_bias = self.decoder.position_bias(index[None], jnp.arange(T))
+        if position_bias is not None:
+            self_bias = self_bias + jnp.repeat(position_bias, K, axis=-1)
+        x = self._embed("target", tokens.reshape(B * K, 1), index, None).reshape(B, K, -1)
+        layers = {}
+        for i, layer in enumerate(self.decoder.unrolled()):
+            name = f"layer_{i}"
+            x, layers[name] = layer.step(x, cache["layers"][name], index, self_bias, cache["cross_bias"])
+        if self.config.norm_placement == "pre":
+            x = self.decoder.final_norm(x)
+        return self.logits(x), {**cache, "index": cache["index"] + 1, "ancestry": ancestry, "layers": layers}
+
+
+def unroll(params: Params) -> Params:
+    """Parameters of a scanned model under the names of the unrolled one; unrolled parameters come back as they are."""
+    stacks = {}
+    for name in ("encoder", "decoder"):
+        stack = dict(params[name])
+        layers = stack.pop("layers", None)
+        if layers is not None:
+            for i in range(jax.tree.leaves(layers)[0].shape[0]):
+                stack[f"layer_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
+        stacks[name] = stack
+    return {**params, **stacks}
+
+
+@dataclass(frozen=True)
+class IncrementalDecoder:
+    """The decode interface (start, step, reorder) of an `EncoderDecoder`, as pure functions of its parameters."""
+
+    model: EncoderDecoder
+
+    def _apply(self, params: Params, *args: Any, method: str, **kwargs: Any) -> Any:
+        model = EncoderDecoder(dataclasses.replace(self.model.config, scan_layers=False, remat="none"))
+        return model.apply({"params": unroll(params)}, *args, method=method, **kwargs)
+
+    def start(self, params: Params, source: Array, beam_size: int, max_length: int) -> Cache:
+        return self._apply(params, source, beam_size, max_length, method="start")
+
+    def step(self, params: Params, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
+        return self._apply(params, cache, tokens, method="step")
+
+    def step_with_attention(self, params: Params, cache: Cache, tokens: Array) -> tuple[Array, Cache, Array]:
+        """As `step`, with the last layer's cross-attention float32[B, K, S], averaged over heads."""
+        (logits, cache), state = self._apply(params, cache, tokens, method="step", mutable=["intermediates"])
+        last = f"layer_{self.model.config.num_decoder_layers - 1}"
+        weights = state["intermediates"]["decoder"][last]["cross_attention"]["attention_weights"][0]
+        return logits, cache, weights.mean(axis=1)
+
+    def reorder(self, cache: Cache, parents: Array) -> Cache:
+        """Beam k goes on from beam parents[b, k]: only the ancestry table changes."""
+        return {**cache, "ancestry": jnp.take_along_axis(cache["ancestry"], parents[:, :, None], axis=1)}
