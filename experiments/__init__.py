@@ -1,0 +1,1 @@
+"""The commands: thin entry points that people type, and studies."""
