@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from transformer_jax import run_directory
@@ -50,6 +51,12 @@ def test_a_new_run_records_config_and_environment(tmp_path):
         "packages",
     }
     assert not list(run.path.glob("*.tmp"))
+
+
+def test_devices_are_those_of_jax_unless_given(tmp_path):
+    with RunDirectory.create_or_resume(tmp_path, CONFIG) as run:
+        assert len(run.environments[0]["devices"]) == jax.device_count()
+        assert jax.devices()[0].device_kind in run.environments[0]["devices"][0]
 
 
 def test_the_same_config_resumes_and_the_resume_is_recorded(tmp_path):

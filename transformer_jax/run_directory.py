@@ -36,13 +36,13 @@ class RunDirectory:
 
     @classmethod
     def create_or_resume(
-        cls, path: str | Path, config: dict[str, Any], devices: Sequence[Any] | None = None
+        cls, path: str | Path, config: dict[str, Any], devices: Sequence[str] | None = None
     ) -> Self:
         """Starts a run in an empty or new directory, or continues the run of the same config that is there.
 
         Args:
           config: the resolved config, data only (dicts, lists, strings, numbers, None).
-          devices: what environment.json lists; default jax.devices().
+          devices: what environment.json lists; default the kinds of jax.devices().
 
         Raises:
           UserError: the path is a file, not writable, not empty and no run, holds a run of another config, or
@@ -136,18 +136,18 @@ class RunDirectory:
             )
         return changes
 
-    def _record_environment(self, changed: list[str], devices: Sequence[Any] | None) -> None:
+    def _record_environment(self, changed: list[str], devices: Sequence[str] | None) -> None:
         if devices is None:
             import jax  # slow, and a directory must be checked fast
 
-            devices = jax.devices()
+            devices = [f"{device.platform} {device.id}: {device.device_kind}" for device in jax.devices()]
         entry = {
             "command": shlex.join([sys.executable, *sys.argv]),
             "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "config_changes": changed,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "devices": [str(device) for device in devices],
+            "devices": list(devices),
             "git": git_state(Path(__file__).resolve().parents[1]),
             "packages": dict(
                 sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())

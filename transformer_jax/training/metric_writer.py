@@ -1,0 +1,108 @@
+"""Metrics of a run: a JSON object a line in metrics.jsonl, TensorBoard events beside it, figures as files."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tensorboardX import SummaryWriter
+
+from transformer_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class MetricWriter:
+    """Appends to the metrics of a run. One process at a time may write.
+
+    Args:
+      directory: the run directory; gets metrics.jsonl, TensorBoard's events.* and figures/.
+      resume_step: the step of the checkpoint that training continues from. What an interrupted process wrote
+        of later steps is dropped, since it is about to be written again: all of it with -1, for a start from
+        scratch. So write all metrics of a step before its checkpoint is saved. None keeps everything.
+
+    Raises:
+      UserError: metrics.jsonl has a line, other than a torn last one, that no MetricWriter wrote.
+    """
+
+    def __init__(self, directory: str | Path, resume_step: int | None = None) -> None:
+        self._directory = Path(directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._directory / "metrics.jsonl"
+        if path.exists():
+            _rewrite(path, math.inf if resume_step is None else resume_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(
+            str(self._directory), purge_step=None if resume_step is None else resume_step + 1
+        )
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Appends a line {"step", "split", "name", "value"} for each metric, and flushes the file.
+
+        JSON has no NaN and no infinity: such values are written as the strings "nan", "inf", "-inf".
+        """
+        lines = []
+        for name, value in metrics.items():
+            number = float(value)
+            stored = number if math.isfinite(number) else str(number)
+            lines.append(
+                json.dumps({"step": int(step), "split": split, "name": name, "value": stored}) + "\n"
+            )
+            self._events.add_scalar(f"{split}/{name}", number, int(step))
+        self._file.write("".join(lines))
+        self._file.flush()
+
+    def figure(self, step: int, name: str, figure: "Figure") -> Path:
+        """Saves a figure as figures/NAME-STEP.png and shows it in TensorBoard; returns the file's path."""
+        path = self._directory / "figures" / f"{name}-{int(step):08d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, bbox_inches="tight")
+        self._events.add_figure(name, figure, int(step), close=False)
+        return path
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, in order, every value a float. A last line torn by a kill is left out.
+
+    Raises:
+      UserError: the file is missing, or another line is not one of MetricWriter's.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or torn
+        try:
+            record = json.loads(line)
+            records.append({**record, "step": int(record["step"]), "value": float(record["value"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path}, line {number} is no metric: {line[:80]!r}. Remove that line."
+            ) from error
+    return records
+
+
+def _rewrite(path: Path, last_step: float) -> None:
+    """Drops a torn last line and the lines of steps after last_step, atomically."""
+    keep = read_metrics(path)
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+    text = "".join(
+        f"{line}\n" for line, record in zip(whole, keep, strict=True) if record["step"] <= last_step
+    )
+    temporary = path.with_name(".metrics.jsonl.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
