@@ -308,8 +308,9 @@ class EncoderDecoder(nn.Module):
             self, f"{side}_embedding" if hasattr(self, f"{side}_embedding") else "shared_embedding"
         )()
 
-    def _embed(self, side: str, tokens: Array, first: Array | int, seeds: Seeds) -> Array:
-        """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, …"""
+    def _embed(self, side: str, tokens: Array, first: Array | int, seeds: Seeds, cut: float = 0.0) -> Array:
+        """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, …; a share ``cut`` of the
+        token embeddings is zero (token cutoff, Shen et al. 2020)."""
         c = self.config
         length = tokens.shape[1]
         if length > c.max_length:
@@ -317,6 +318,8 @@ class EncoderDecoder(nn.Module):
                 f"model: a {side} of {length} tokens exceeds max_length={c.max_length}; split it, or raise it."
             )
         x = self._table(side)[tokens] * c.d_model**0.5
+        if cut:
+            x = jnp.where(dropout(jnp.ones(tokens.shape), seeds, f"{side}_cutoff", cut)[..., None] > 0, x, 0.0)
         if c.positions in ("sinusoidal", "learned"):
             learned = c.positions == "learned"
             table = (
@@ -327,19 +330,19 @@ class EncoderDecoder(nn.Module):
             x = x + jax.lax.dynamic_slice_in_dim(table, first, length)
         return dropout(x.astype(c.dtype), seeds, f"{side}_embedding", c.embedding_dropout_rate)
 
-    def encode(self, source: Array, seeds: Seeds = None) -> tuple[Array, Array]:
+    def encode(self, source: Array, seeds: Seeds = None, cut: float = 0.0) -> tuple[Array, Array]:
         """source int32[B, S] -> memory [B, S, D] and its mask as a bias float32[B, 1, 1, S]."""
         bias = jnp.where(source == PAD_ID, MASKED, 0.0)[:, None, None, :]
         seeds = fold_in(seeds, "encoder")
-        x = self._embed("source", source, 0, seeds)
+        x = self._embed("source", source, 0, seeds, cut)
         return self.encoder(x, bias, None, None, seeds), bias
 
-    def hidden(self, source: Array, target: Array, seeds: Seeds = None) -> Array:
+    def hidden(self, source: Array, target: Array, seeds: Seeds = None, cut: float = 0.0) -> Array:
         """The decoder's last states [B, T, D] under teacher forcing; `logits` of them predict ``target``."""
-        memory, cross_bias = self.encode(source, seeds)
+        memory, cross_bias = self.encode(source, seeds, cut)
         inputs = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS_ID)
         seeds = fold_in(seeds, "decoder")
-        return self.decoder(self._embed("target", inputs, 0, seeds), None, memory, cross_bias, seeds)
+        return self.decoder(self._embed("target", inputs, 0, seeds, cut), None, memory, cross_bias, seeds)
 
     def output_table(self) -> Array:
         """The matrix float32[V, D] of the last linear layer, tied or its own."""

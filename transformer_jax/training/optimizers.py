@@ -1,0 +1,112 @@
+"""Learning-rate schedules and optimizers by name."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import optax
+from optax import contrib
+
+from transformer_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move. Adam with ``inverse_square_root`` is the paper's (section 5.3)."""
+
+    name: Literal["adam", "adamw", "muon", "schedule_free_adamw"]
+    schedule: Literal["inverse_square_root", "cosine", "linear", "warmup_stable_decay", "constant"]
+    peak_learning_rate: float
+    warmup_steps: int
+    decay_fraction: float  # warmup_stable_decay: the last part of the run, in which the rate falls to zero
+    b1: float
+    b2: float
+    epsilon: float
+    weight_decay: float
+    clip_norm: float  # global norm of gradients; 0: no clipping
+
+    def __post_init__(self) -> None:
+        if self.peak_learning_rate <= 0:
+            raise UserError(f"optimizer.peak_learning_rate is {self.peak_learning_rate}; it must be above 0.")
+        if self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0.")
+        if not 0 < self.decay_fraction <= 1:
+            raise UserError(f"optimizer.decay_fraction is {self.decay_fraction}; it must be above 0 and at most 1.")
+        if self.clip_norm < 0:
+            raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be at least 0 (0: no clipping).")
+        if self.name == "adam" and self.weight_decay:
+            raise UserError(f"optimizer.weight_decay={self.weight_decay} needs optimizer.name='adamw'; 'adam' has none.")
+        if self.name == "schedule_free_adamw" and self.schedule != "constant":
+            raise UserError(
+                f"optimizer.schedule={self.schedule!r} cannot go with schedule_free_adamw, which replaces it; use 'constant'."
+            )
+
+
+def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """The rate at each step: linear warm-up to the peak, then the named decay, zero at ``total_steps`` unless
+    inverse_square_root (Vaswani et al. 2017, eq. 3, with the peak given instead of d_model) or constant."""
+    peak, warmup = config.peak_learning_rate, max(config.warmup_steps, 1)
+    after = max(total_steps - warmup, 1)
+    if config.schedule == "inverse_square_root":
+        decay: optax.Schedule = lambda step: peak * (warmup / (step + warmup)) ** 0.5
+    elif config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, after)
+    elif config.schedule == "linear":
+        decay = optax.linear_schedule(peak, 0.0, after)
+    elif config.schedule == "warmup_stable_decay":
+        length = max(int(config.decay_fraction * total_steps), 1)
+        decay = optax.linear_schedule(peak, 0.0, length, transition_begin=max(after - length, 0))
+    else:
+        decay = optax.constant_schedule(peak)
+    # Step 0 already moves: a first update with rate zero would be a batch thrown away.
+    warm = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else optax.constant_schedule(peak)
+    return optax.join_schedules([warm, decay], [warmup])
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of each kernel Muon orthogonalises: inputs against outputs; None for embeddings, norms and biases."""
+
+    def one(path: Any, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        keys = [str(getattr(key, "key", key)) for key in path]
+        if keys[-1] != "kernel":
+            return None
+        stacked = int("layers" in keys)
+        split = leaf.ndim - 1 if keys[-2] == "output" else stacked + 1
+        axes = tuple(range(leaf.ndim))
+        return contrib.MuonDimensionNumbers(reduction_axis=axes[stacked:split], output_axis=axes[split:])
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """The update rule: clipping, then the named optimizer with its schedule."""
+    rate = learning_rate(config, total_steps)
+    adam = dict(b1=config.b1, b2=config.b2, eps=config.epsilon)
+    if config.name == "adam":
+        optimizer = optax.adam(rate, **adam)
+    elif config.name == "adamw":
+        optimizer = optax.adamw(rate, **adam, weight_decay=config.weight_decay)
+    elif config.name == "schedule_free_adamw":
+        optimizer = contrib.schedule_free_adamw(
+            config.peak_learning_rate, warmup_steps=config.warmup_steps, weight_decay=config.weight_decay, **adam
+        )
+    else:
+        optimizer = contrib.muon(
+            rate,
+            beta=config.b1,
+            weight_decay=config.weight_decay,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,  # updates as large as Adam's, so that one learning rate serves both (Liu et al. 2025)
+        )
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, optimizer)
+
+
+def evaluation_parameters(config: OptimizerConfig, opt_state: Any, params: Any) -> Any:
+    """The parameters to evaluate: Schedule-Free keeps an average beside its iterate, the others use ``params``."""
+    if config.name == "schedule_free_adamw":
+        return contrib.schedule_free_eval_params(opt_state[1], params)
+    return params

@@ -1,0 +1,129 @@
+"""The train state and the one pure step that every family trains with: ``step(state, batch) -> (state, metrics)``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from transformer_jax.models.layers import row_seeds
+from transformer_jax.sharding import BATCH, parameter_shardings, state_shardings
+from transformer_jax.training.losses import Sums
+from transformer_jax.training.tasks import Batch, Task
+
+
+@struct.dataclass
+class TrainState:
+    """Arrays only. ``ema_params`` is None where no average is kept."""
+
+    step: Array
+    params: Any
+    opt_state: Any
+    ema_params: Any
+
+
+def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, ema: bool) -> Any:
+    """The state's shapes with their shardings, and the function that makes it: ``(shapes, create)``.
+
+    ``create()`` makes the state on the mesh where it will live; no device ever holds what is not its own.
+    """
+    rng = jax.random.key(seed)
+
+    def create() -> TrainState:
+        params = nn.unbox(task.init(rng))
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+    shapes = jax.eval_shape(create)
+    parameters = parameter_shardings(mesh, jax.eval_shape(task.init, rng))
+    shardings = state_shardings(mesh, shapes, shapes.params, parameters)
+    placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
+    return placed, jax.jit(create, out_shardings=shardings)
+
+
+def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..., tuple[Sums, Any]]:
+    """``f(params, batch, seeds) -> (sums, gradients)``, both summed over the global batch.
+
+    The data axis is explicit: each of its groups computes gradients of its rows, ``accumulation`` microbatches one
+    after the other, and one all-reduce adds them up. The fsdp and tensor axes are left to the compiler.
+    """
+    whole = mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
+
+    def local(params: Any, batch: Batch, seeds: Array) -> tuple[Sums, Any]:
+        def one(batch: Batch, seeds: Array) -> tuple[Sums, Any]:
+            (_, sums), gradients = jax.value_and_grad(task.loss, has_aux=True)(params, batch, seeds)
+            return sums, gradients
+
+        if accumulation == 1:
+            total = one(batch, seeds)
+        else:
+            parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), (batch, seeds))
+            shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            total, _ = jax.lax.scan(lambda t, x: (jax.tree.map(jnp.add, t, one(*x)), None), zeros, parts)
+        if not whole:
+            return jax.lax.psum(total, "data")
+        # One all-reduce of one flat array: on a CPU each reduction costs a rendezvous of all device threads.
+        flat, unflatten = ravel_pytree(total)
+        return unflatten(jax.lax.psum(flat, "data"))
+
+    rows = P("data")
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(P(), rows, rows), out_specs=P(), axis_names={"data"}, check_vma=False
+    )
+
+
+def make_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    shapes: TrainState,
+    *,
+    seed: int,
+    accumulation: int,
+    ema_decay: float,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """The jitted step for states like ``shapes`` (`abstract_state`), which stay where they lie.
+
+    The state is donated; every random number follows from (seed, step, row of the batch).
+    """
+    gradients_of = sums_and_gradients(task, mesh, accumulation)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        seeds = row_seeds(seed, state.step, jnp.arange(rows, dtype=jnp.uint32))
+        seeds = jax.lax.with_sharding_constraint(seeds, NamedSharding(mesh, BATCH))
+        sums, gradients = gradients_of(state.params, batch, seeds)
+        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), gradients)
+        metrics = {**sums, "gradient_norm": optax.global_norm(gradients), "learning_rate": schedule(state.step)}
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.ema_params
+        if average is not None:
+            # The warm-up of the decay keeps the random start out of the average.
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
+        return TrainState(state.step + 1, params, opt_state, average), metrics
+
+    stay = jax.tree.map(lambda s: s.sharding, shapes)
+    return jax.jit(step, donate_argnums=0, out_shardings=(stay, NamedSharding(mesh, P())))
+
+
+def make_evaluation_step(task: Task) -> Callable[[Any, Batch], Sums]:
+    """Jitted ``f(params, batch) -> sums`` without dropout."""
+    return jax.jit(lambda params, batch: task.loss(params, batch, None)[1])
+
+
+def batch_shape(mesh: Mesh, rows: int, source: int, target: int) -> Batch:
+    """What a batch of a bucket looks like to the compiler."""
+    sharding = NamedSharding(mesh, BATCH)
+    shape = lambda length: jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding)
+    return {"source": shape(source), "target": shape(target)}

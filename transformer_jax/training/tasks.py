@@ -1,0 +1,87 @@
+"""Tasks: how a batch becomes a loss. Families differ here and share everything else of training."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import jax.numpy as jnp
+from jax import Array
+
+from transformer_jax.errors import UserError
+from transformer_jax.models.layers import Seeds, fold_in
+from transformer_jax.models.transformer import PAD_ID, EncoderDecoder
+from transformer_jax.training.losses import Sums, consistent_rows, in_chunks, smoothed_rows
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The loss of translation."""
+
+    label_smoothing: float
+    regularizer: Literal["none", "r_drop", "simcut"]
+    regularizer_weight: float
+    cutoff_rate: float  # simcut: share of token embeddings set to zero in the second pass
+    loss_chunk: int  # rows whose logits exist at a time on a device
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "cutoff_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"task.{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
+        if self.loss_chunk < 1:
+            raise UserError(f"task.loss_chunk is {self.loss_chunk}; it must be at least 1.")
+        if self.regularizer_weight < 0:
+            raise UserError(f"task.regularizer_weight is {self.regularizer_weight}; it must be at least 0.")
+
+
+class Task(Protocol):
+    """What the training step needs to know of a family."""
+
+    def init(self, rng: Array) -> Any:
+        """Parameters, boxed with their logical axis names."""
+        ...
+
+    def loss(self, params: Any, batch: Batch, seeds: Seeds) -> tuple[Array, Sums]:
+        """The summed loss of a batch, and sums that include ``tokens``, its count; seeds None: evaluation."""
+        ...
+
+
+@dataclass(frozen=True)
+class TranslationTask:
+    """Label-smoothed cross entropy of the target given the source; optionally made consistent between two passes.
+
+    R-Drop (Liang et al. 2021) compares two dropout masks, SimCut (Gao et al. 2022) an input with some of its
+    token embeddings cut to zero.
+    """
+
+    model: EncoderDecoder
+    config: TaskConfig
+
+    def init(self, rng: Array) -> Any:
+        tokens = jnp.ones((1, 2), jnp.int32)
+        return self.model.init(rng, tokens, tokens)["params"]
+
+    def loss(self, params: Any, batch: Batch, seeds: Seeds) -> tuple[Array, Sums]:
+        c, source, target = self.config, batch["source"], batch["target"]
+
+        def hidden(seeds: Seeds, cut: float = 0.0) -> Array:
+            x = self.model.apply({"params": params}, source, target, seeds, cut, method="hidden")
+            return x.reshape(-1, x.shape[-1])
+
+        table = self.model.apply({"params": params}, method="output_table")
+        constants = {"targets": target.reshape(-1), "weights": (target != PAD_ID).astype(jnp.float32).reshape(-1)}
+        if seeds is None or c.regularizer == "none":
+            rows_loss = smoothed_rows(c.label_smoothing)
+            return in_chunks(rows_loss, c.loss_chunk)(hidden(seeds), table, constants)
+        second = fold_in(seeds, "second pass")
+        rows_loss = consistent_rows(c.label_smoothing, c.regularizer_weight, symmetric=c.regularizer == "r_drop")
+        rows = (hidden(seeds), hidden(second, c.cutoff_rate if c.regularizer == "simcut" else 0.0))
+        return in_chunks(rows_loss, c.loss_chunk)(rows, table, constants)
+
+
+def summarise(sums: dict[str, float]) -> dict[str, float]:
+    """Metrics from sums fetched off the device: loss and perplexity per target token."""
+    tokens = max(sums["tokens"], 1.0)
+    nll = sums["nll"] / tokens
+    return {"loss": sums["loss"] / tokens, "nll": nll, "perplexity": math.exp(min(nll, 700.0))}
