@@ -1,6 +1,7 @@
 """Where prepared datasets, tokenizers and encoded text are kept between runs, and how processes share it."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ def exclusive(key: str) -> Iterator[None]:
     """
     locks = cache_directory() / "locks"
     locks.mkdir(exist_ok=True)
-    with (locks / f"{key.replace('/', '-')}.lock").open("w") as file:
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    with (locks / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

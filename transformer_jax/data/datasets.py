@@ -1,10 +1,25 @@
 """Datasets of sentence pairs: what a config asks for in, the same small interface out."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
+from transformer_jax.data.cache import cache_directory
+from transformer_jax.data.multi30k import open_multi30k
+from transformer_jax.data.parallel_text import open_parallel_text
+from transformer_jax.data.phrases import open_phrases
+from transformer_jax.data.storage import PairsBuilder, Records, prepare, progress
+from transformer_jax.data.tfds_translation import check_readable, open_tfds, unescape
 from transformer_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+FILTERS = ("empty", "length_ratio", "max_characters")
 
 
 @dataclass(frozen=True)
@@ -73,8 +88,8 @@ class Dataset:
     Attributes:
       splits: "train", "validation", "test"; a split that does not exist is absent.
       digest: SHA-256 of all the text in `splits`, in order: the key of every cache made from it.
-      report: for each split, "pairs" (what `splits` holds), "dropped" (what the filters took out, training only)
-        and how many pairs each filter matched: "empty", "length_ratio", "max_characters".
+      report: for each split, "pairs" (what `splits` holds), "dropped" (what the filters took out: of training
+        pairs only) and how many pairs met each filter: "empty", "length_ratio", "max_characters".
     """
 
     splits: Mapping[str, PairSource]
@@ -88,4 +103,139 @@ def load_dataset(config: DatasetConfig) -> Dataset:
     Raises:
       UserError: the dataset, a language, a file or its contents are not what they should be.
     """
-    raise UserError(f"dataset.name is {config.name!r}: not yet available")
+    records = _open(config)
+    splits: dict[str, PairSource] = {}
+    report: dict[str, dict[str, int]] = {}
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        if split in records:
+            scan = _scan(records[split], split, config)
+            digest.update(f"{split} {scan.digest}\n".encode())
+            report[split] = scan.counts
+            whole = scan.counts["dropped"] == 0
+            splits[split] = records[split] if whole else Selected(records[split], scan.kept)
+    if not splits.get("train"):
+        raise UserError(
+            f"{config.name}: the filters leave no training pair of {report['train']['dropped']} "
+            f"({report['train']}): check dataset.max_length_ratio and dataset.max_characters"
+        )
+    return Dataset(splits, digest.hexdigest(), report)
+
+
+def _open(config: DatasetConfig) -> dict[str, Records]:
+    """The prepared dataset's splits, unfiltered."""
+    source, target = config.source_language, config.target_language
+    builder: PairsBuilder
+    if config.name == "parallel_text":
+        files = {split: getattr(config, split) for split in SPLITS}
+        builder = open_parallel_text(source, target, config.path, files)
+    else:
+        for split in SPLITS:
+            if getattr(config, split):
+                raise UserError(
+                    f"dataset.{split} is {getattr(config, split)!r}, but only dataset.name=parallel_text "
+                    f'reads files by name: set dataset.{split}="" or dataset.name=parallel_text'
+                )
+        if config.name == "phrases":
+            if config.path:
+                raise UserError(
+                    f'dataset.path is {config.path!r}, but phrases reads no files: set dataset.path=""'
+                )
+            builder = open_phrases(source, target)
+        elif config.name == "multi30k":
+            builder = open_multi30k(source, target, config.path)
+        else:
+            return _open_tfds(config)
+    prepare(builder)
+    return {split: Records.open(builder, split) for split in builder.info.splits}
+
+
+def _open_tfds(config: DatasetConfig) -> dict[str, Records]:
+    source, target = config.source_language, config.target_language
+    builder = open_tfds(config.name, source, target, config.path)
+    try:
+        prepare(builder)
+    except (
+        OSError,
+        AssertionError,
+        ImportError,
+    ) as error:  # no network, files to fetch by hand, an optional package
+        raise UserError(
+            f"{config.name} could not be downloaded and prepared in {builder.data_dir} ({error}). Prepare "
+            "it where that is possible, with file_format=array_record, and set dataset.path to its data_dir"
+        ) from error
+    check_readable(builder)
+    return {split: Records.open(builder, split, source, target, unescape) for split in builder.info.splits}
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The pairs of `records` at the positions `kept`: a `PairSource`."""
+
+    records: PairSource
+    kept: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        if index < 0:
+            raise IndexError(f"pair {index} of {len(self)}")
+        return self.records[int(self.kept[index])]
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        sources, targets = self.records.texts()
+        return [sources[i] for i in self.kept], [targets[i] for i in self.kept]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    kept: np.ndarray  # int64 positions
+    counts: dict[str, int]
+    digest: str
+
+
+def _scan(records: Records, split: str, config: DatasetConfig) -> _Scan:
+    """Filters and hashes one split in one pass, which is remembered beside the prepared datasets."""
+    key = f"{records.fingerprint()} {split} {records.source} {records.target} "
+    key += f"{config.max_length_ratio} {config.max_characters}"
+    path = cache_directory() / "scans" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    if path.is_file():
+        with np.load(path) as stored:
+            return _Scan(stored["kept"], json.loads(str(stored["counts"])), str(stored["digest"]))
+    scan = _scan_pairs(
+        progress(records.pairs(), f"reading {config.name} {split}", len(records)), split, config
+    )
+    path.parent.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        np.savez(file, kept=scan.kept, counts=json.dumps(scan.counts), digest=scan.digest)
+    os.replace(file.name, path)
+    return scan
+
+
+def _scan_pairs(pairs: Iterable[tuple[str, str]], split: str, config: DatasetConfig) -> _Scan:
+    counts = dict.fromkeys(FILTERS, 0)
+    kept, total, digest = [], 0, hashlib.sha256()
+    for source, target in pairs:
+        reason = _filtered_by(source, target, config)
+        if reason:
+            counts[reason] += 1
+        # Held-out data is judged whole: leaving out its hard sentences would flatter the score.
+        if not reason or split != "train":
+            kept.append(total)
+            digest.update(f"{source}\n{target}\n".encode())
+        total += 1
+    counts = {"pairs": len(kept), "dropped": total - len(kept), **counts}
+    return _Scan(np.array(kept, np.int64), counts, digest.hexdigest())
+
+
+def _filtered_by(source: str, target: str, config: DatasetConfig) -> str:
+    """The first filter that a pair meets, "" if none."""
+    if not source.strip() or not target.strip():
+        return "empty"
+    shorter, longer = sorted((len(source), len(target)))
+    if longer > config.max_length_ratio * shorter:
+        return "length_ratio"
+    if longer > config.max_characters:
+        return "max_characters"
+    return ""
