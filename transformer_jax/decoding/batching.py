@@ -1,0 +1,287 @@
+"""Decoding many sentences at full speed: few compiled shapes, and finished sentences make room for waiting
+ones.
+
+The whole queue of sentences is handed to the device at once. A fixed number of rows search in step; when
+enough of them have finished, their results are put aside and the next sentences take their places, without
+the host. With several devices each runs such a loop on its share of the sentences and never waits for the
+others.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from transformer_jax.decoding.beam import BeamSearch
+from transformer_jax.decoding.config import DecodingConfig
+from transformer_jax.decoding.interface import (
+    EOS_ID,
+    NEVER_GENERATED,
+    Decodable,
+    Hypotheses,
+    Params,
+    Requests,
+    Search,
+)
+from transformer_jax.decoding.sampling import Sampling
+from transformer_jax.errors import UserError
+
+QUEUE_BATCHES = 8
+"""Sentences handed over in one call, in batches. More means less idling at the end of each call, later
+output.
+"""
+
+REFILL_FRACTION = 4
+"""Rows wait until one in so many are free, so that encoding and filling in are worth their fixed cost."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One output: tokens without EOS, the score it was ranked by, and its natural log-probability, EOS
+    included.
+    """
+
+    tokens: list[int]
+    score: float
+    log_prob: float
+
+
+def pad_tokens(rows: Sequence[Sequence[int]], num_rows: int, length: int) -> np.ndarray:
+    """int32[num_rows, length] with the rows first, zeros elsewhere."""
+    padded = np.zeros((num_rows, length), np.int32)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    return padded
+
+
+def length_groups(lengths: Iterable[int], limit: int) -> dict[int, list[int]]:
+    """Indices by padded length: 16, 32, 64 … up to the limit, so at most log2(limit / 16) + 2 different ones.
+
+    Each group is ordered from long to short, so that the last to be decoded are the quickest.
+    """
+    groups: dict[int, list[int]] = {}
+    for index, length in sorted(enumerate(lengths), key=lambda item: (-item[1], item[0])):
+        groups.setdefault(min(limit, max(16, 1 << (length - 1).bit_length())), []).append(index)
+    return groups
+
+
+def drain(
+    search: Search, params: Params, queue: Requests, count: Array, num_rows: int, length: int
+) -> Hypotheses:
+    """Decodes the first count[0] sentences of a queue of Q; pure and jittable.
+
+    Args:
+      queue: Q requests. The order is the order of decoding.
+      count: int32[1].
+      num_rows: sentences that search at a time.
+      length: tokens an output may have.
+    Returns: hypotheses with leading axis Q.
+    """
+    R, Q, total = num_rows, queue.row.shape[0], count[0]
+    refill = max(1, R // REFILL_FRACTION) if search.can_refill else R
+
+    def take(first: Array) -> tuple[Array, Any]:
+        index = first + jnp.arange(refill, dtype=jnp.int32)
+        chosen = jax.tree.map(lambda leaf: leaf[jnp.minimum(index, Q - 1)], queue)
+        return jnp.where(index < total, index, Q), search.start(params, chosen, length)
+
+    def running(state: Any, owner: Array) -> Array:
+        return search.active(state) & (owner < Q)
+
+    def fill(carry: tuple) -> tuple:
+        state, owner, head, results = carry
+        free = ~running(state, owner)
+        results = store(state, owner, results)
+        taken, fresh = take(head)
+        # Free rows first; those not needed, or not free, are given a row number that does not exist.
+        rows = jnp.argsort(~free, stable=True)[:refill].astype(jnp.int32)
+        rows = jnp.where(free[rows] & (taken < Q), rows, R)
+        owner = jnp.where(free, Q, owner).at[rows].set(taken, mode="drop")
+        return search.refill(state, fresh, rows), owner, head + refill, results
+
+    def advance(carry: tuple) -> tuple:
+        state, owner, head, results = carry
+
+        def go_on(state: Any) -> Array:
+            busy = jnp.sum(running(state, owner))
+            return (busy > 0) & ((R - busy < refill) | (head >= total))
+
+        state = jax.lax.while_loop(go_on, lambda state: search.step(params, state), state)
+        return state, owner, head, results
+
+    def store(state: Any, owner: Array, results: Hypotheses) -> Hypotheses:
+        return jax.tree.map(
+            lambda kept, new: kept.at[owner].set(new, mode="drop"), results, search.result(state)
+        )
+
+    def more(carry: tuple) -> Array:
+        state, owner, head, _ = carry
+        return (head < total) | jnp.any(running(state, owner))
+
+    first = jax.tree.map(lambda leaf: leaf[jnp.zeros(R, jnp.int32)], queue)
+    shapes = jax.eval_shape(lambda params, first: search.start(params, first, length), params, first)
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    N = search.num_hypotheses
+    results = Hypotheses(
+        jnp.zeros((Q, N, length), jnp.int32), jnp.full((Q, N), -jnp.inf), jnp.full((Q, N), -jnp.inf)
+    )
+    carry = (empty, jnp.full(R, Q, jnp.int32), jnp.zeros((), jnp.int32), results)
+    state, owner, _, results = jax.lax.while_loop(more, lambda carry: advance(fill(carry)), carry)
+    return store(state, owner, results)
+
+
+def make_search(model: Decodable, config: DecodingConfig) -> Search:
+    """The search that the configuration names."""
+    if config.method == "sample":
+        return Sampling(model, config.sampling, config.n_best, config.min_length)
+    greedy = config.method == "greedy"
+    return BeamSearch(
+        model,
+        beam_size=1 if greedy else config.beam_size,
+        num_hypotheses=config.n_best,
+        length_penalty=0.0 if greedy else config.length_penalty,
+        coverage_penalty=0.0 if greedy else config.coverage_penalty,
+        min_length=config.min_length,
+    )
+
+
+class Decoder:
+    """Token lists in, hypotheses out, in the same order. Compiled functions are kept between calls.
+
+    Args:
+      mesh: sentences are spread over its axes "data" and "fsdp"; None for the default device.
+    """
+
+    def __init__(self, model: Decodable, config: DecodingConfig, mesh: Mesh | None = None) -> None:
+        self.config, self.search, self.mesh = config, make_search(model, config), mesh
+        self._axes = tuple(axis for axis in ("data", "fsdp") if mesh is not None and axis in mesh.shape)
+        self.num_devices = math.prod(mesh.shape[axis] for axis in self._axes) if mesh is not None else 1
+        if config.batch_size % self.num_devices:
+            raise UserError(
+                f"decoding.batch_size is {config.batch_size}, which {self.num_devices} devices cannot share "
+                f"equally; use a multiple of {self.num_devices}."
+            )
+        self.shapes: set[tuple[int, ...]] = set()
+        self._drain = jax.jit(self._sharded_drain, static_argnames=("num_rows", "length"))
+
+    def _sharded_drain(
+        self, params: Params, queue: Requests, count: Array, num_rows: int, length: int
+    ) -> Hypotheses:
+        def run(params: Params, queue: Requests, count: Array) -> Hypotheses:
+            return drain(self.search, params, queue, count, num_rows, length)
+
+        if self.mesh is None or self.num_devices == 1:
+            return run(params, queue, count)
+        rows = P(self._axes)
+        return jax.shard_map(
+            run,
+            mesh=self.mesh,
+            in_specs=(P(), rows, rows),
+            out_specs=rows,
+            axis_names=set(self._axes),
+            check_vma=False,
+        )(params, queue, count)
+
+    def decode(
+        self,
+        params: Params,
+        sources: Sequence[Sequence[int]],
+        prefixes: Sequence[Sequence[int]] | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """The n best hypotheses of each source, best first (fewer where fewer exist).
+
+        Args:
+          sources: tokens without EOS.
+          prefixes: tokens that each output must start with; may be empty.
+          rows: numbers that samples derive their randomness from; 0, 1, 2 … when None.
+        Raises: UserError for a source over ``max_source_length``, and for a prefix that leaves no room or
+          contains an end.
+        """
+        config = self.config
+        given = [list(prefix) for prefix in prefixes] if prefixes is not None else [[] for _ in sources]
+        numbers = list(rows) if rows is not None else list(range(len(sources)))
+        if not len(sources) == len(given) == len(numbers):
+            raise UserError(
+                f"decoding: {len(sources)} sources, {len(given)} prefixes, {len(numbers)} rows; give each one."
+            )
+        ended = [[*source, EOS_ID] for source in sources]
+        limits = []
+        for i, (source, prefix) in enumerate(zip(ended, given, strict=True), 1):
+            if len(source) > config.max_source_length:
+                raise UserError(
+                    f"decoding: sentence {i} has {len(source)} tokens with its end; decoding.max_source_length "
+                    f"is {config.max_source_length}. Split it, or leave it out."
+                )
+            if len(prefix) >= config.max_target_length or {EOS_ID, *NEVER_GENERATED} & set(prefix):
+                raise UserError(
+                    f"decoding: the forced prefix of sentence {i} has {len(prefix)} tokens {prefix[:8]}; it "
+                    f"must be shorter than decoding.max_target_length, {config.max_target_length}, and free "
+                    "of special tokens."
+                )
+            limits.append(max(config.output_limit(len(source)), len(prefix) + 1))
+
+        found: list[list[Hypothesis]] = [[] for _ in sources]
+        prefix_length = max(map(len, given), default=0)
+        prefix_length = 1 << (prefix_length - 1).bit_length() if prefix_length else 0
+        for source_length, members in length_groups(map(len, ended), config.max_source_length).items():
+            num_rows = config.batch_size
+            while num_rows // 4 >= len(members) and num_rows % (4 * self.num_devices) == 0:
+                num_rows //= 4
+            size = QUEUE_BATCHES * num_rows
+            length = min(config.max_target_length, config.output_limit(source_length) + prefix_length)
+            for first in range(0, len(members), size):
+                chosen = members[first : first + size]
+                places = self._places(len(chosen), size)
+                # Unused places hold an empty sentence; counts keep the devices from decoding them.
+                padded = [np.zeros((size, width), np.int32) for width in (source_length, 1, prefix_length, 1)]
+                for place, i in zip(places, chosen, strict=True):
+                    for array, values in zip(
+                        padded, (ended[i], [limits[i]], given[i], [numbers[i]]), strict=True
+                    ):
+                        array[place, : len(values)] = values
+                arrays = [jnp.asarray(array) for array in padded]
+                per_device = size // self.num_devices
+                count = np.bincount(places // per_device, minlength=self.num_devices).astype(np.int32)
+                self._note_shape(num_rows, source_length, length, prefix_length)
+                queue = Requests(arrays[0], arrays[1][:, 0], arrays[2], arrays[3][:, 0])
+                result = jax.device_get(
+                    self._drain(params, queue, count, num_rows // self.num_devices, length)
+                )
+                for i, place in zip(chosen, places, strict=True):
+                    found[i] = hypotheses(result, place)
+        return found
+
+    def _places(self, count: int, size: int) -> np.ndarray:
+        """Where in a queue of ``size`` each sentence goes: dealt out in turn, so that devices finish
+        together.
+        """
+        turn = np.arange(count)
+        return turn % self.num_devices * (size // self.num_devices) + turn // self.num_devices
+
+    def _note_shape(self, *shape: int) -> None:
+        if shape not in self.shapes:
+            self.shapes.add(shape)
+            logging.info(
+                "decoding: shape %d of this run: %d rows, %d source tokens, %d target tokens, prefix of %d",
+                len(self.shapes),
+                *shape,
+            )
+
+
+def hypotheses(result: Hypotheses, row: int) -> list[Hypothesis]:
+    """Row ``row`` of NumPy results as a list, without what does not exist."""
+    found = []
+    for tokens, score, log_prob in zip(*(leaf[row] for leaf in result), strict=True):
+        if score > -math.inf:
+            length = int(np.argmax(tokens == EOS_ID)) if EOS_ID in tokens else int(np.count_nonzero(tokens))
+            found.append(Hypothesis(tokens[:length].tolist(), float(score), float(log_prob)))
+    return found
