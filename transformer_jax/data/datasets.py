@@ -104,6 +104,8 @@ def load_dataset(config: DatasetConfig) -> Dataset:
       UserError: the dataset, a language, a file or its contents are not what they should be.
     """
     records = _open(config)
+    if "train" not in records:
+        raise UserError(f"{config.name} has no train split to learn from, only {', '.join(records)}")
     splits: dict[str, PairSource] = {}
     report: dict[str, dict[str, int]] = {}
     digest = hashlib.sha256()
@@ -114,7 +116,7 @@ def load_dataset(config: DatasetConfig) -> Dataset:
             report[split] = scan.counts
             whole = scan.counts["dropped"] == 0
             splits[split] = records[split] if whole else Selected(records[split], scan.kept)
-    if not splits.get("train"):
+    if not len(splits["train"]):
         raise UserError(
             f"{config.name}: the filters leave no training pair of {report['train']['dropped']} "
             f"({report['train']}): check dataset.max_length_ratio and dataset.max_characters"
@@ -146,15 +148,15 @@ def _open(config: DatasetConfig) -> dict[str, Records]:
             builder = open_multi30k(source, target, config.path)
         else:
             return _open_tfds(config)
-    prepare(builder)
-    return {split: Records.open(builder, split) for split in builder.info.splits}
+    prepared = prepare(builder)
+    return {split: Records.open(prepared, split) for split in prepared.info.splits}
 
 
 def _open_tfds(config: DatasetConfig) -> dict[str, Records]:
     source, target = config.source_language, config.target_language
     builder = open_tfds(config.name, source, target, config.path)
     try:
-        prepare(builder)
+        prepared = prepare(builder)
     except (
         OSError,
         AssertionError,
@@ -164,8 +166,8 @@ def _open_tfds(config: DatasetConfig) -> dict[str, Records]:
             f"{config.name} could not be downloaded and prepared in {builder.data_dir} ({error}). Prepare "
             "it where that is possible, with file_format=array_record, and set dataset.path to its data_dir"
         ) from error
-    check_readable(builder)
-    return {split: Records.open(builder, split, source, target, unescape) for split in builder.info.splits}
+    check_readable(prepared)
+    return {split: Records.open(prepared, split, source, target, unescape) for split in prepared.info.splits}
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,10 @@ def parse_locale(code: str) -> tuple[Locale, str]:
 
 def _suggestion(code: str) -> str:
     known = sorted(set(locale_identifiers()) & set(num2words.CONVERTER_CLASSES))
-    near = difflib.get_close_matches(code.replace("-", "_"), known, n=3, cutoff=0.4)
-    return (f"did you mean {' or '.join(near)}? " if near else "") + f"Known to both: {', '.join(known)}"
+    names = {name: name for name in known} | {str(Locale.parse(n).english_name).lower(): n for n in known}
+    near = difflib.get_close_matches(code.replace("-", "_").lower(), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(names[name] for name in near)}? " if near else ""
+    return f"{hint}Both know {', '.join(known)}"
 
 
 class Renderer:
@@ -202,7 +204,11 @@ class Renderer:
         return _around_number(format_currency(cents / 100, name, locale=self.locale, format_type=style))
 
     def quantity(self, unit: str, length: Literal["long", "short"], number: int) -> Segments:
-        return _around_number(format_unit(number, unit, length=length, locale=self.locale))
+        """`number` of the CLDR unit `unit`. Raises LookupError if the locale has no words for the unit."""
+        text = format_unit(number, unit, length=length, locale=self.locale)
+        if unit in text:  # Babel's way of saying so
+            raise LookupError(f"{self.locale}: {unit}")
+        return _around_number(text)
 
     def relative(self, unit: RelativeUnit, number: int) -> Segments:
         """`number` units from now, or ago if negative."""

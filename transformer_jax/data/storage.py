@@ -24,8 +24,8 @@ TEXT = {"source": tfds.features.Text(), "target": tfds.features.Text()}
 class PairsBuilder(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of `source`/`target` pairs, given by one function a split. The base of the project's own.
 
-    A dataset's identity is (variant, name, VERSION), which is also its folder in the cache: whatever changes the
-    pairs must change one of them.
+    A dataset's identity is (variant, name, VERSION), which is also its folder in the cache: whatever changes
+    the pairs must change one of them.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -63,17 +63,20 @@ def progress(items: Iterator[Any], description: str, total: int | None = None) -
     yield from tqdm(items, description, total, unit=" pairs", leave=False, disable=None, file=sys.stderr)
 
 
-def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Writes the dataset unless it is there. Two processes may ask at once; a killed one leaves no half.
+def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+    """Writes the dataset unless it is there, and gives a builder that reads it from its folder alone.
+
+    Two processes may ask at once, and one that is killed leaves no half-written dataset.
 
     TFDS writes into a temporary folder and renames it when all is written; the lock keeps a second process
     waiting for the first one's result.
     """
-    if (Path(builder.data_dir) / "dataset_info.json").is_file():
-        return
-    tfds.disable_progress_bar()  # it draws a bar a shard and file; ours is one a split
-    with exclusive(str(builder.data_dir)), contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(file_format="array_record")
+    written = Path(builder.data_dir) / "dataset_info.json"
+    if not written.is_file():
+        tfds.disable_progress_bar()  # it draws a bar a shard and file; ours is one a split
+        with exclusive(str(builder.data_dir)), contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(file_format="array_record")  # does nothing if it is there by now
+    return tfds.builder_from_directory(builder.data_dir)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def open_tfds(name: str, source_language: str, target_language: str, path: str) 
             importlib.import_module(module.name)
     data_dir = path or str(cache_directory() / "datasets")
     try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder = tfds.builder(name, data_dir=data_dir)
     except registered.DatasetNotFoundError as error:
         known = ["phrases", "multi30k", "parallel_text", *registered.list_imported_builders()]
         near = difflib.get_close_matches(name.split("/")[0], known, n=3) or known[:3]
@@ -43,8 +43,10 @@ def open_tfds(name: str, source_language: str, target_language: str, path: str) 
             f"dataset.name is {name!r}, neither phrases, multi30k, parallel_text nor a TFDS dataset. "
             f"Did you mean {' or '.join(near)}?"
         ) from error
-    except ValueError as error:  # an unknown config, or a data_dir prepared in a format that cannot be read
-        raise UserError(f"dataset.name is {name!r}: {str(error).strip()}") from error
+    except ValueError as error:
+        dataset = name.split("/")[0]
+        configs = ", ".join(f"{dataset}/{config}" for config in tfds.builder_cls(dataset).builder_configs)
+        raise UserError(f"dataset.name is {name!r}, which TFDS cannot build. It has {configs}") from error
     languages = getattr(builder.info.features, "languages", None)
     if not isinstance(builder.info.features, tfds.features.Translation) or not languages:
         raise UserError(
