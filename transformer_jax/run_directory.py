@@ -18,7 +18,7 @@ from transformer_jax.config import differences
 from transformer_jax.errors import UserError
 
 # Keys, or sections ending in a dot, that a resumed run may change: none of them alters a step that was taken.
-SAFE_TO_CHANGE: tuple[str, ...] = ("training.total_steps",)
+SAFE_TO_CHANGE: tuple[str, ...] = ("training.log_every_steps", "checkpoints.", "evaluation.", "decoding.")
 
 LOCK = ".lock"
 

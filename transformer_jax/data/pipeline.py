@@ -6,7 +6,6 @@ Also the batches of an evaluation split, and the report of what was made of the 
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import grain
@@ -88,9 +87,12 @@ class Pipeline:
     def __init__(self, dataset: Dataset, tokenizers: TokenizerPair, batching: BatchingConfig, seed: int):
         if "train" not in dataset.splits or not len(dataset.splits["train"]):
             raise UserError("the training split is empty: check the dataset's files and filters")
+        if seed < 0:
+            raise UserError(f"seed is {seed}: it must be 0 or more")
         self._tokenizers, self._batching, self._seed = tokenizers, batching, seed
         self._filters = {split: dict(counts) for split, counts in dataset.report.items()}
-        self._epochs: dict[int, Future[Epoch]] = {}
+        self._epochs: dict[int, Epoch] = {}
+        self._background: dict[int, threading.Thread] = {}
         self._texts: tuple[Sequence[str], Sequence[str]] | None = None
         if tokenizers.config.sampling:
             self._texts = dataset.splits["train"].texts()
@@ -114,32 +116,29 @@ class Pipeline:
         self.shapes = plan_shapes(lengths, (int(largest[0]), int(largest[1])), batching)
 
     def epoch(self, index: int) -> Epoch:
-        """Epoch `index`, made on first use; the one after it is made meanwhile, in the background."""
-        for wanted in (index, index + 1):
-            if wanted not in self._epochs:
-                self._epochs[wanted] = self._start(wanted)
-        self._epochs = {i: self._epochs[i] for i in (index, index + 1)}
-        return self._epochs[index].result()
+        """Epoch `index`, made on first use; the one after it is then made in the background."""
+        if index in self._background:
+            self._background.pop(index).join()
+        if index not in self._epochs:
+            self._make_epoch(index)
+        following = index + 1
+        if following not in self._epochs and following not in self._background:
+            # A daemon, so that a program that wants to end does not wait for it. Should it fail, then so does
+            # whoever asks for its epoch, in the lines above.
+            thread = threading.Thread(target=self._make_epoch, args=(following,), daemon=True)
+            self._background[following] = thread
+            thread.start()
+        for old in set(self._epochs) - {index, following}:
+            del self._epochs[old]
+        return self._epochs[index]
 
-    def _start(self, index: int) -> "Future[Epoch]":
-        future: Future[Epoch] = Future()
-
-        def make() -> None:
-            try:
-                future.set_result(self._make_epoch(index))
-            except BaseException as error:  # handed to whoever asks for the epoch
-                future.set_exception(error)
-
-        threading.Thread(target=make, name=f"epoch-{index}", daemon=True).start()
-        return future
-
-    def _make_epoch(self, index: int) -> Epoch:
+    def _make_epoch(self, index: int) -> None:
         if self._texts:
             pairs = sample_pairs(self._texts, self._tokenizers, (self._seed, _SAMPLING, index))
         else:
             pairs = self._pairs
         rng = np.random.default_rng((self._seed, _ORDER, index))
-        return Epoch(pairs, self.shapes, self._batching, rng)
+        self._epochs[index] = Epoch(pairs, self.shapes, self._batching, rng)
 
     def iterator(
         self, position: Mapping[str, int] = START, shard_index: int = 0, shard_count: int = 1

@@ -9,19 +9,19 @@ import json
 import os
 import re
 import tempfile
-import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import sentencepiece
 
 from transformer_jax.data.cache import cache_directory, exclusive
 from transformer_jax.data.datasets import Dataset
+from transformer_jax.data.subwords import SPACE, BpeDropout, UnigramSampling, WordSampler
 from transformer_jax.errors import UserError
 
 PAD, EOS, UNK, BOS = 0, 1, 2, 3
@@ -31,8 +31,6 @@ FORMAT = 1
 MAX_TRAINING_LINES = 5_000_000  # a vocabulary does not improve beyond; more are taken evenly spaced
 TRAINING_THREADS = 4  # a constant: the unigram model depends on how its sums are split among threads
 ENCODING_THREADS = min(8, os.cpu_count() or 1)
-
-_generator_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -103,11 +101,14 @@ class Tokenizer(Protocol):
 def normalize(text: str) -> str:
     """What every tokenizer sees of a text: Unicode NFC, and every run of white space as one space.
 
+    "▁" (U+2581) is white space here, because SentencePiece writes it so.
+
+
     SentencePiece's own default (`nmt_nfkc`) also rewrites characters: "½" to "1⁄2", "…" to "...", "²" to "2".
     Translations would then differ from their references in ways no model can mend, so it is not used:
     decode(encode(text)) equals normalize(text) as long as the vocabulary has all its characters.
     """
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(unicodedata.normalize("NFC", text).replace(SPACE, " ").split())
 
 
 def _until_eos(ids: Sequence[int]) -> list[int]:
@@ -120,14 +121,17 @@ class SentencePieceTokenizer:
 
     Args:
       model: the serialised SentencePiece model.
+      kind: `bpe` or `unigram`, as the model is.
       sampling: strength of subword sampling, as in `TokenizerConfig`.
     """
 
-    def __init__(self, model: bytes, sampling: float):
-        self._model = model
-        self._sampling = sampling
+    def __init__(self, model: bytes, kind: str, sampling: float):
+        self._model, self._kind, self._sampling = model, kind, sampling
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = int(self._processor.get_piece_size())
+        self._sampler: WordSampler = (BpeDropout if kind == "bpe" else UnigramSampling)(
+            self._processor, sampling
+        )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode([normalize(text) for text in texts], num_threads=ENCODING_THREADS)
@@ -135,15 +139,15 @@ class SentencePieceTokenizer:
     def sample(self, texts: Sequence[str], seed: int) -> list[list[int]]:
         if not self._sampling:
             return self.encode(texts)
-        lines = [normalize(text) for text in texts]
-        draw = lambda: self._processor.encode(
-            lines, enable_sampling=True, alpha=self._sampling, nbest_size=-1, num_threads=1
-        )
-        # SentencePiece seeds the generator of a thread from one global seed when that thread first draws.
-        # So: a thread that has not drawn yet, one at a time, and no pool whose threads would share the work.
-        with _generator_lock, ThreadPoolExecutor(1) as fresh_thread:
-            sentencepiece.set_random_generator_seed(seed % 2**31)
-            return fresh_thread.submit(draw).result()
+        lines = [normalize(text).split() for text in texts]
+        types: dict[str, int] = {}
+        words = np.array([types.setdefault(word, len(types)) for line in lines for word in line], np.int64)
+        if not len(words):
+            return [[] for _ in texts]
+        ids, lengths = self._sampler.draw(list(types), words, np.random.default_rng(seed))
+        ends = np.append(0, lengths.cumsum())[np.append(0, np.cumsum([len(line) for line in lines]))]
+        flat, bounds = ids.tolist(), ends.astype(int).tolist()
+        return [flat[start:end] for start, end in itertools.pairwise(bounds)]
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         rows = [_until_eos(row) for row in ids]
@@ -156,7 +160,7 @@ class SentencePieceTokenizer:
         return self._model
 
     def __reduce__(self) -> tuple:
-        return SentencePieceTokenizer, (self._model, self._sampling)
+        return SentencePieceTokenizer, (self._model, self._kind, self._sampling)
 
 
 class ByteTokenizer:
@@ -230,7 +234,7 @@ def _pair(config: TokenizerConfig, models: Sequence[bytes]) -> TokenizerPair:
     if config.kind == "byte":
         tokenizers = [ByteTokenizer() for _ in range(1 if config.joint else 2)]
     else:
-        tokenizers = [SentencePieceTokenizer(model, config.sampling) for model in models]
+        tokenizers = [SentencePieceTokenizer(model, config.kind, config.sampling) for model in models]
     return TokenizerPair(config, tokenizers[0], tokenizers[-1])
 
 

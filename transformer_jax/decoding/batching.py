@@ -10,6 +10,7 @@ others.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -85,7 +86,7 @@ def drain(
       length: tokens an output may have.
     Returns: hypotheses with leading axis Q.
     """
-    R, Q, total = num_rows, queue.row.shape[0], count[0]
+    R, Q, total = num_rows, queue.seed.shape[0], count[0]
     refill = max(1, R // REFILL_FRACTION) if search.can_refill else R
 
     def take(first: Array) -> tuple[Array, Any]:
@@ -138,6 +139,26 @@ def drain(
     return store(state, owner, results)
 
 
+@partial(jax.jit, static_argnames=("search", "mesh", "axes", "num_rows", "length"))
+def drain_on_mesh(
+    search: Search,
+    params: Params,
+    queue: Requests,
+    count: Array,
+    *,
+    mesh: Mesh | None,
+    axes: tuple[str, ...],
+    num_rows: int,
+    length: int,
+) -> Hypotheses:
+    """`drain` of each device's part of the queue, on that device; count int32[devices], num_rows on each."""
+    run = partial(drain, search, num_rows=num_rows, length=length)
+    if mesh is None:
+        return run(params, queue, count)
+    specs = {"in_specs": (P(), P(axes), P(axes)), "out_specs": P(axes)}
+    return jax.shard_map(run, mesh=mesh, axis_names=set(axes), check_vma=False, **specs)(params, queue, count)
+
+
 def make_search(model: Decodable, config: DecodingConfig) -> Search:
     """The search that the configuration names."""
     if config.method == "sample":
@@ -154,7 +175,7 @@ def make_search(model: Decodable, config: DecodingConfig) -> Search:
 
 
 class Decoder:
-    """Token lists in, hypotheses out, in the same order. Compiled functions are kept between calls.
+    """Token lists in, hypotheses out, in the same order. Compiled functions outlive it.
 
     Args:
       mesh: sentences are spread over its axes "data" and "fsdp"; None for the default device.
@@ -170,25 +191,6 @@ class Decoder:
                 f"equally; use a multiple of {self.num_devices}."
             )
         self.shapes: set[tuple[int, ...]] = set()
-        self._drain = jax.jit(self._sharded_drain, static_argnames=("num_rows", "length"))
-
-    def _sharded_drain(
-        self, params: Params, queue: Requests, count: Array, num_rows: int, length: int
-    ) -> Hypotheses:
-        def run(params: Params, queue: Requests, count: Array) -> Hypotheses:
-            return drain(self.search, params, queue, count, num_rows, length)
-
-        if self.mesh is None or self.num_devices == 1:
-            return run(params, queue, count)
-        rows = P(self._axes)
-        return jax.shard_map(
-            run,
-            mesh=self.mesh,
-            in_specs=(P(), rows, rows),
-            out_specs=rows,
-            axis_names=set(self._axes),
-            check_vma=False,
-        )(params, queue, count)
 
     def decode(
         self,
@@ -211,20 +213,20 @@ class Decoder:
         numbers = list(rows) if rows is not None else list(range(len(sources)))
         if not len(sources) == len(given) == len(numbers):
             raise UserError(
-                f"decoding: {len(sources)} sources, {len(given)} prefixes, {len(numbers)} rows; give each one."
+                f"decoding: {len(sources)} sources, {len(given)} prefixes, {len(numbers)} rows; one each."
             )
         ended = [[*source, EOS_ID] for source in sources]
         limits = []
         for i, (source, prefix) in enumerate(zip(ended, given, strict=True), 1):
             if len(source) > config.max_source_length:
                 raise UserError(
-                    f"decoding: sentence {i} has {len(source)} tokens with its end; decoding.max_source_length "
-                    f"is {config.max_source_length}. Split it, or leave it out."
+                    f"decoding: sentence {i} has {len(source)} tokens with its end; decoding.max_source_length"
+                    f" is {config.max_source_length}. Split it, or leave it out."
                 )
             if len(prefix) >= config.max_target_length or {EOS_ID, *NEVER_GENERATED} & set(prefix):
                 raise UserError(
-                    f"decoding: the forced prefix of sentence {i} has {len(prefix)} tokens {prefix[:8]}; it "
-                    f"must be shorter than decoding.max_target_length, {config.max_target_length}, and free "
+                    f"decoding: the forced prefix of sentence {i} has {len(prefix)} tokens {prefix[:8]}; it"
+                    f" must be shorter than decoding.max_target_length, {config.max_target_length}, and free "
                     "of special tokens."
                 )
             limits.append(max(config.output_limit(len(source)), len(prefix) + 1))
@@ -242,20 +244,28 @@ class Decoder:
                 chosen = members[first : first + size]
                 places = self._places(len(chosen), size)
                 # Unused places hold an empty sentence; counts keep the devices from decoding them.
-                padded = [np.zeros((size, width), np.int32) for width in (source_length, 1, prefix_length, 1)]
+                padded = [np.zeros((size, width), np.int32) for width in (source_length, 1, prefix_length, 2)]
                 for place, i in zip(places, chosen, strict=True):
                     for array, values in zip(
-                        padded, (ended[i], [limits[i]], given[i], [numbers[i]]), strict=True
+                        padded, (ended[i], [limits[i]], given[i], [config.seed, numbers[i]]), strict=True
                     ):
                         array[place, : len(values)] = values
                 arrays = [jnp.asarray(array) for array in padded]
                 per_device = size // self.num_devices
                 count = np.bincount(places // per_device, minlength=self.num_devices).astype(np.int32)
                 self._note_shape(num_rows, source_length, length, prefix_length)
-                queue = Requests(arrays[0], arrays[1][:, 0], arrays[2], arrays[3][:, 0])
-                result = jax.device_get(
-                    self._drain(params, queue, count, num_rows // self.num_devices, length)
+                queue = Requests(arrays[0], arrays[1][:, 0], arrays[2], arrays[3])
+                found_here = drain_on_mesh(
+                    self.search,
+                    params,
+                    queue,
+                    count,
+                    mesh=self.mesh,
+                    axes=self._axes,
+                    num_rows=num_rows // self.num_devices,
+                    length=length,
                 )
+                result = jax.device_get(found_here)
                 for i, place in zip(chosen, places, strict=True):
                     found[i] = hypotheses(result, place)
         return found

@@ -25,6 +25,7 @@ class DecodingConfig:
       max_source_length: a longer line is split or refused, as ``long_lines`` says.
       long_lines: "split" at sentence ends, else at clauses, words, characters; or "refuse", naming the line.
       batch_size: sentences decoded at a time, over all devices.
+      seed: of samples, together with the sentence's number and nothing else: not its neighbours in the batch.
       sampling: for method "sample".
     """
 
@@ -40,6 +41,7 @@ class DecodingConfig:
     max_source_length: int
     long_lines: Literal["split", "refuse"]
     batch_size: int
+    seed: int
     sampling: SamplingConfig
 
     def __post_init__(self) -> None:

@@ -34,15 +34,13 @@ class SamplingConfig:
     ``temperature`` > 0 divides the logits. Then come, in this order, each on what the one before left:
     ``top_k`` keeps the k likeliest tokens (0: all); ``top_p`` the fewest tokens that hold at least that mass
     (1: all; Holtzman et al. 2020); ``min_p`` those at least that fraction as likely as the likeliest (0:
-    all; Nguyen et al. 2024). ``seed`` decides the draws together with the sentence's number, never with its
-    neighbours in the batch.
+    all; Nguyen et al. 2024).
     """
 
     temperature: float
     top_k: int
     top_p: float
     min_p: float
-    seed: int
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -116,7 +114,7 @@ class Sampling:
         early = (position + 1 < self.min_length)[..., None] & (np.arange(logits.shape[-1]) == EOS_ID)
         drawn = draw(
             jnp.where(early, -jnp.inf, allowed),
-            uniforms(self.config.seed, requests.row, state.position, self.num_hypotheses),
+            uniforms(requests.seed, state.position, self.num_hypotheses),
             self.config,
         )
         if requests.prefix.shape[1]:
@@ -137,14 +135,14 @@ class Sampling:
         )
 
 
-def uniforms(seed: int, row: Array, position: Array, count: int) -> Array:
-    """float32[B, count] in [0, 1), a function of seed, row int32[B] and position int32[B] alone."""
+def uniforms(seed: Array, position: Array, count: int) -> Array:
+    """float32[B, count] in [0, 1), a function of seed int32[B, 2] and position int32[B] alone."""
 
-    def one(row: Array, position: Array) -> Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), position)
+    def one(seed: Array, position: Array) -> Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed[0]), seed[1]), position)
         return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(jnp.arange(count))
 
-    return jax.vmap(one)(row, position)
+    return jax.vmap(one)(seed, position)
 
 
 def draw(logits: Array, uniform: Array, config: SamplingConfig) -> Array:

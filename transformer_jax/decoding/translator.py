@@ -161,8 +161,8 @@ class Translator:
             return [line]
         if self.config.long_lines == "refuse":
             raise UserError(
-                f"translate: line {number} has {len(self.tokenizers.source.encode([line])[0]) + 1} tokens; the "
-                f"model takes {limit}. Shorten it, or use long_lines='split'."
+                f"translate: line {number} has {len(self.tokenizers.source.encode([line])[0]) + 1} tokens; "
+                f"the model takes {limit}. Shorten it, or use long_lines='split'."
             )
         pieces, weakest = self._split(line, 0, number)
         self.report.splits[list(BREAKS)[weakest]] += 1

@@ -1,0 +1,128 @@
+"""Every key that a config has, with the values that the paper or the field would expect.
+
+The other files here change what is theirs. None in a model section means: as in the paper.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """Transformer-base of Vaswani et al. 2017 on whatever dataset a file names."""
+    config = ConfigDict()
+    config.name = "default"
+    config.seed = 1
+
+    config.dataset = ConfigDict()
+    config.dataset.name = ""
+    config.dataset.source_language = "en"
+    config.dataset.target_language = "de"
+    config.dataset.path = ""  # a local folder; empty: downloaded or generated
+    config.dataset.train = ""  # parallel_text only: "a.en,a.de" or "pairs.tsv"
+    config.dataset.validation = ""
+    config.dataset.test = ""
+    config.dataset.max_length_ratio = 9.0
+    config.dataset.max_characters = 2000
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.kind = "bpe"
+    config.tokenizer.vocab_size = 10000
+    config.tokenizer.joint = True
+    config.tokenizer.character_coverage = 1.0
+    config.tokenizer.sampling = 0.0  # BPE-dropout rate, or alpha of unigram sampling
+
+    config.batching = ConfigDict()
+    config.batching.tokens_per_batch = 4096
+    config.batching.num_shapes = 6
+    config.batching.max_length = 128
+    config.batching.overlong = "drop"
+    config.batching.rows_multiple = 8
+
+    config.model = ConfigDict()
+    config.model.d_model = 512
+    config.model.d_ff = 2048
+    config.model.num_encoder_layers = 6
+    config.model.num_decoder_layers = 6
+    config.model.num_heads = 8
+    config.model.num_kv_heads = placeholder(int)
+    config.model.max_length = 256
+    config.model.norm_placement = "post"
+    config.model.norm = "layer_norm"
+    config.model.norm_epsilon = 1e-6
+    config.model.positions = "sinusoidal"
+    config.model.activation = "relu"
+    config.model.attention_bias = False
+    config.model.feed_forward_bias = True
+    config.model.tie_embeddings = "all"
+    config.model.dropout_rate = 0.1
+    config.model.embedding_dropout_rate = 0.1
+    config.model.attention_dropout_rate = 0.0
+    config.model.activation_dropout_rate = 0.0
+    config.model.dtype = "float32"
+    config.model.remat = "none"
+    config.model.scan_layers = False
+
+    config.task = ConfigDict()
+    config.task.label_smoothing = 0.1
+    config.task.regularizer = "none"
+    config.task.regularizer_weight = 0.0
+    config.task.cutoff_rate = 0.05
+    config.task.loss_chunk = 256
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"
+    config.optimizer.schedule = "inverse_square_root"
+    config.optimizer.peak_learning_rate = 7e-4
+    config.optimizer.warmup_steps = 4000
+    config.optimizer.decay_fraction = 0.2
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+    config.optimizer.epsilon = 1e-9
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 0.0
+
+    config.training = ConfigDict()
+    config.training.total_steps = 100_000
+    config.training.accumulation = 1
+    config.training.ema_decay = 0.0
+    config.training.log_every_steps = 50
+
+    config.checkpoints = ConfigDict()
+    config.checkpoints.every_steps = 1000
+    config.checkpoints.keep_latest = 8
+    config.checkpoints.keep_best = 1
+
+    config.evaluation = ConfigDict()
+    config.evaluation.every_steps = 1000
+    config.evaluation.weights = "latest"
+    config.evaluation.average = 8
+    config.evaluation.decode = "greedy"
+    config.evaluation.max_sentences = 1000
+    config.evaluation.metric = "bleu"
+    config.evaluation.patience = 0
+
+    config.decoding = ConfigDict()
+    config.decoding.method = "beam"
+    config.decoding.beam_size = 4
+    config.decoding.n_best = 1
+    config.decoding.length_penalty = 0.6
+    config.decoding.coverage_penalty = 0.0
+    config.decoding.min_length = 1
+    config.decoding.max_length_factor = 1.0
+    config.decoding.max_length_offset = 50
+    config.decoding.max_target_length = 128
+    config.decoding.max_source_length = 128
+    config.decoding.long_lines = "split"
+    config.decoding.batch_size = 256
+    config.decoding.sampling = ConfigDict()
+    config.decoding.sampling.temperature = 1.0
+    config.decoding.sampling.top_k = 0
+    config.decoding.sampling.top_p = 1.0
+    config.decoding.sampling.min_p = 0.0
+    config.decoding.sampling.seed = 0
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    return config

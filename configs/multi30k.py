@@ -1,0 +1,46 @@
+"""Multi30k: image captions, English, German and French, 29,000 training pairs (Elliott et al. 2016).
+
+    python experiments/train.py --config=configs/multi30k.py:tiny --workdir=runs/multi30k-tiny
+
+`tiny` is the published Transformer-Tiny recipe (Wu et al. 2021). The data is downloaded, or read from a folder
+with --config.dataset.path=FOLDER; other directions with --config.dataset.source_language=fr and so on.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(variant: str = "tiny") -> ConfigDict:
+    """`tiny`, or `smoke`: a few steps, to see that everything works."""
+    config = default.get_config()
+    config.name = f"multi30k-{variant}"
+    config.dataset.name = "multi30k"
+    config.tokenizer.vocab_size = 10000
+    config.batching.tokens_per_batch = 4096
+    config.model.d_model = 128
+    config.model.d_ff = 256
+    config.model.num_encoder_layers = 4
+    config.model.num_decoder_layers = 4
+    config.model.num_heads = 4
+    config.model.norm_placement = "pre"
+    config.model.attention_bias = True
+    config.model.dropout_rate = 0.3
+    config.model.embedding_dropout_rate = 0.3
+    config.optimizer.peak_learning_rate = 5e-3
+    config.optimizer.warmup_steps = 2000
+    config.training.total_steps = 3500
+    config.checkpoints.every_steps = 100
+    config.evaluation.every_steps = 500
+    config.evaluation.weights = "average"
+    config.decoding.beam_size = 5
+    config.decoding.length_penalty = 1.0
+    if variant == "tiny":
+        return config
+    if variant == "smoke":
+        config.training.total_steps = 40
+        config.training.log_every_steps = 10
+        config.checkpoints.every_steps = 20
+        config.evaluation.every_steps = 20
+        return config
+    raise ValueError(f"unknown variant {variant!r}; known: tiny, smoke")

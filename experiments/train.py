@@ -1,0 +1,34 @@
+"""Trains the experiment of a config in a run directory, or continues it.
+
+    python experiments/train.py --config=configs/multi30k.py:tiny --workdir=runs/multi30k-tiny
+
+Any key can be set on the command line: --config.optimizer.peak_learning_rate=3e-3. Ctrl-C saves and exits with
+status 75; the same command continues where it stopped.
+"""
+
+from absl import flags
+
+from experiments import command_line
+from transformer_jax.host import prepare_cpu
+
+CONFIG = command_line.define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
+INTERRUPTED = 75  # EX_TEMPFAIL: run the command again
+
+
+def main(arguments: list[str]) -> int:
+    prepare_cpu()
+    from transformer_jax.training.loop import train
+
+    outcome = train(CONFIG.value, WORKDIR.value)
+    state = "finished" if outcome.finished else "interrupted and saved"
+    print(f"{WORKDIR.value}: {state} at step {outcome.step}")
+    if not outcome.finished:
+        print("The same command continues from there.")
+        return INTERRUPTED
+    print(f"Next: python experiments/evaluate.py {WORKDIR.value}   python experiments/translate.py {WORKDIR.value}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run_main(main)

@@ -1,0 +1,302 @@
+"""The training loop, the same for every family: evaluate → save → next batch → step.
+
+A run starts from the newest checkpoint in its directory, else from scratch. What is written at a step is a pure
+function of the config and the step, so an interrupted run ends where an uninterrupted one does.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from transformer_jax.data.cache import cache_directory
+from transformer_jax.data.datasets import Dataset, load_dataset
+from transformer_jax.data.pipeline import Pipeline, format_report
+from transformer_jax.data.tokenizers import TokenizerPair, load_tokenizers, train_tokenizers
+from transformer_jax.errors import UserError
+from transformer_jax.experiment import RunConfig, make_model, parse_config, plain
+from transformer_jax.run_directory import RunDirectory
+from transformer_jax.sharding import make_mesh, place_batch
+from transformer_jax.training.checkpoints import Checkpoints
+from transformer_jax.training.evaluators import TranslationEvaluator
+from transformer_jax.training.metric_writer import MetricWriter, read_metrics
+from transformer_jax.training.optimizers import evaluation_parameters, learning_rate, make_optimizer
+from transformer_jax.training.progress import Progress
+from transformer_jax.training.step import TrainState, abstract_state, batch_shape, make_train_step
+from transformer_jax.training.tasks import Task, TranslationTask, summarise
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended: at which step, and whether the run is complete."""
+
+    step: int
+    finished: bool
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between processes. They are code, so the folder is private (mode 0700)."""
+    folder = cache_directory() / "compiled"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def train(mapping: Any, workdir: str | Path) -> Outcome:
+    """Trains the experiment of a config in ``workdir``, or continues what stands there.
+
+    Raises: UserError for anything wrong with the config, the data or the directory, before work starts.
+    """
+    config = parse_config(mapping)
+    mesh = make_mesh(config.mesh)
+    check_rows(config, mesh)
+    with RunDirectory.create_or_resume(workdir, plain(mapping)) as run:
+        enable_compilation_cache()
+        dataset = load_dataset(config.dataset)
+        tokenizers = _tokenizers(run, dataset, config)
+        pipeline = Pipeline(dataset, tokenizers, config.batching, config.seed)
+        task = TranslationTask(make_model(config, tokenizers), config.task)
+        return _train(config, run, mesh, dataset, tokenizers, pipeline, task)
+
+
+def check_rows(config: RunConfig, mesh: Mesh) -> None:
+    """Raises: UserError unless every batch splits evenly over devices and microbatches."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.training.accumulation
+    if config.batching.rows_multiple % parts:
+        raise UserError(
+            f"batching.rows_multiple={config.batching.rows_multiple} does not divide over mesh.data={mesh.shape['data']} × "
+            f"mesh.fsdp={mesh.shape['fsdp']} × training.accumulation={config.training.accumulation}; set it to a "
+            f"multiple of {parts}."
+        )
+
+
+def _tokenizers(run: RunDirectory, dataset: Dataset, config: RunConfig) -> TokenizerPair:
+    if run.tokenizer.is_dir():
+        return load_tokenizers(run.tokenizer)
+    tokenizers = train_tokenizers(dataset, config.tokenizer)
+    tokenizers.save(run.tokenizer)
+    return tokenizers
+
+
+class CompileCounter:
+    """Counts the programs compiled, cached or not, since it was made."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that the first SIGTERM or Ctrl-C sets; a second Ctrl-C leaves at once."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _train(
+    config: RunConfig,
+    run: RunDirectory,
+    mesh: Mesh,
+    dataset: Dataset,
+    tokenizers: TokenizerPair,
+    pipeline: Pipeline,
+    task: Task,
+) -> Outcome:
+    training, evaluation = config.training, config.evaluation
+    total = training.total_steps
+    optimizer = make_optimizer(config.optimizer, total)
+    schedule = learning_rate(config.optimizer, total)
+    shapes, create = abstract_state(task, optimizer, mesh, config.seed, ema=training.ema_decay > 0)
+    compiles = CompileCounter()
+    with (
+        stop_requests() as stop,
+        Checkpoints(
+            run.checkpoints,
+            config.checkpoints.keep_latest,
+            config.checkpoints.keep_best,
+            best_mode="min" if evaluation.metric == "loss" else "max",
+            best_metric=evaluation.metric,
+        ) as checkpoints,
+    ):
+        found = checkpoints.restore_latest(shapes)
+        first, state, position = found if found else (0, create(), None)
+        if first >= total:
+            return Outcome(first, finished=True)
+        iterator = pipeline.iterator(position) if position else pipeline.iterator()
+        with (
+            MetricWriter(run.path, resume_step=first if found else None) as writer,
+            Progress(total, first) as progress,
+        ):
+            parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
+            progress.message(format_report(pipeline.report()))
+            progress.message(f"parameters     {parameters:,} on {mesh.size} device(s), mesh {dict(mesh.shape)}")
+            if found:
+                progress.message(f"continuing     from step {first} of {total}")
+            step = make_train_step(
+                task,
+                optimizer,
+                schedule,
+                mesh,
+                shapes,
+                seed=config.seed,
+                accumulation=training.accumulation,
+                ema_decay=training.ema_decay,
+            )
+            begin = time.monotonic()
+            compiled = compile_shapes(step, shapes, mesh, pipeline)
+            progress.message(f"compiled       {len(compiled)} batch shapes in {time.monotonic() - begin:.1f} s")
+            evaluator = TranslationEvaluator(config, task, mesh, dataset, tokenizers, pipeline.shapes)
+
+            def evaluate(number: int, state: TrainState) -> dict[str, float]:
+                params = _evaluation_weights(config, state, checkpoints)
+                metrics = dict(evaluator(params))
+                writer.write(number, "validation", metrics)
+                text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "seconds" not in name)
+                progress.message(f"step {number}: validation {text}")
+                return metrics
+
+            window = Window(writer, progress, training.log_every_steps, compiles)
+            number = first
+            while True:
+                due = number > first and (number == total or number % evaluation.every_steps == 0)
+                window.pause()
+                metrics = evaluate(number, state) if due else {}
+                early = due and exhausted(read_metrics(run.metrics), evaluation.metric, evaluation.patience)
+                ending = number == total or early or stop.is_set()
+                if number > first and (ending or number % config.checkpoints.every_steps == 0):
+                    window.flush()
+                    checkpoints.save(number, state, iterator.position, metrics)
+                if ending:
+                    window.flush()
+                    checkpoints.wait()
+                    if early:
+                        progress.message(f"stopped early: no better {evaluation.metric} in {evaluation.patience} evaluations")
+                    return Outcome(number, finished=number == total or early)
+                window.resume()
+                batch = next(iterator)
+                shape = (batch["source"].shape, batch["target"].shape)
+                state, measured = compiled[shape](state, place_batch(mesh, batch))
+                number += 1
+                window.add(number, batch, measured)
+
+
+def compile_shapes(step: Any, shapes: TrainState, mesh: Mesh, pipeline: Pipeline) -> Mapping[Any, Any]:
+    """The step compiled for every batch shape there can be, several at a time, so that none is compiled later."""
+
+    def one(shape: Any) -> tuple[Any, Any]:
+        batch = batch_shape(mesh, *shape)
+        return (batch["source"].shape, batch["target"].shape), step.lower(shapes, batch).compile()
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return dict(pool.map(one, pipeline.shapes))
+
+
+def _evaluation_weights(config: RunConfig, state: TrainState, checkpoints: Checkpoints) -> Any:
+    if config.evaluation.weights == "ema":
+        return state.ema_params
+    params = evaluation_parameters(config.optimizer, state.opt_state, state.params)
+    if config.evaluation.weights == "average":
+        checkpoints.wait()
+        earlier = checkpoints.steps()[-(config.evaluation.average - 1) :] if config.evaluation.average > 1 else []
+        for step in earlier:
+            tree = checkpoints.restore_parameters(step)
+            params = jax.tree.map(lambda p, other: p + jax.device_put(np.asarray(other), p.sharding), params, tree)
+        params = jax.tree.map(lambda p: p / (len(earlier) + 1), params)
+    return params
+
+
+def exhausted(history: list[dict[str, Any]], metric: str, patience: int) -> bool:
+    """Whether the last ``patience`` validation values of a metric brought no new best."""
+    sign = -1 if metric == "loss" else 1
+    values = [sign * row["value"] for row in history if row["split"] == "validation" and row["name"] == metric]
+    return bool(patience) and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
+
+
+class Window:
+    """Metrics of the steps since the last log line; fetched a step late, so that the device never waits for Python."""
+
+    def __init__(self, writer: MetricWriter, progress: Progress, every: int, compiles: CompileCounter) -> None:
+        self._writer, self._progress, self._every, self._compiles = writer, progress, every, compiles
+        self._pending: tuple[int, dict[str, Any], int] | None = None
+        self._shown: dict[str, float] = {}
+        self._seconds, self._since = 0.0, time.monotonic()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, float] = {"loss": 0.0, "nll": 0.0, "tokens": 0.0}
+        self._last: dict[str, float] = {}
+        self._cells = self._steps = 0
+        self._seconds = 0.0
+
+    def pause(self) -> None:
+        """Stops the clock: evaluating and saving is no training time."""
+        self._seconds += time.monotonic() - self._since
+        self._since = time.monotonic()
+
+    def resume(self) -> None:
+        self._since = time.monotonic()
+
+    def add(self, step: int, batch: Mapping[str, np.ndarray], metrics: dict[str, Any]) -> None:
+        """Takes the metrics of a step that has been dispatched, and fetches those of the step before it."""
+        self.flush()
+        self._pending = (step, metrics, batch["target"].size)
+
+    def flush(self) -> None:
+        """Fetches what is pending, and writes a line when its step is a multiple of ``every``."""
+        if self._pending is None:
+            return
+        step, metrics, cells = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in self._sums:
+            self._sums[name] += values[name]
+        self._last = {name: values[name] for name in ("gradient_norm", "learning_rate")}
+        self._cells += cells
+        self._steps += 1
+        if step % self._every == 0:
+            self.pause()
+            seconds = max(self._seconds, 1e-9)
+            stats = jax.local_devices()[0].memory_stats() or {}
+            memory = {"device_memory_bytes": float(stats["peak_bytes_in_use"])} if "peak_bytes_in_use" in stats else {}
+            line = {
+                **summarise(self._sums),
+                **self._last,
+                "target_tokens_per_second": self._sums["tokens"] / seconds,
+                "padding": 1.0 - self._sums["tokens"] / self._cells,
+                "step_seconds": seconds / self._steps,
+                "compile_count": float(self._compiles.count),
+                **memory,
+            }
+            self._writer.write(step, "train", line)
+            self._shown = {"loss": line["loss"], "tokens/s": line["target_tokens_per_second"]}
+            self._reset()
+        self._progress.update(step, self._shown or {"loss": values["loss"] / max(values["tokens"], 1.0)})
+
+
