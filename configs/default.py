@@ -114,12 +114,13 @@ def get_config() -> ConfigDict:
     config.decoding.max_source_length = 128
     config.decoding.long_lines = "split"
     config.decoding.batch_size = 256
+    config.decoding.seed = 0
     config.decoding.sampling = ConfigDict()
     config.decoding.sampling.temperature = 1.0
     config.decoding.sampling.top_k = 0
     config.decoding.sampling.top_p = 1.0
     config.decoding.sampling.min_p = 0.0
-    config.decoding.sampling.seed = 0
+
 
     config.mesh = ConfigDict()
     config.mesh.data = -1

@@ -12,6 +12,7 @@ from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.errors import UserError
 from transformer_jax.models.transformer import EncoderDecoder, TransformerConfig
 from transformer_jax.sharding import MeshConfig
+from transformer_jax.training.checkpoints import EVALUATED
 from transformer_jax.training.optimizers import OptimizerConfig
 from transformer_jax.training.tasks import TaskConfig
 
@@ -86,6 +87,14 @@ class RunConfig:
     evaluation: EvaluationConfig
     decoding: DecodingConfig
     mesh: MeshConfig
+
+    @property
+    def evaluated_tree(self) -> str:
+        """The part of a saved state that evaluation used: "params", "ema_params", or a copy beside the state."""
+        if self.evaluation.weights == "ema":
+            return "ema_params"
+        own = self.evaluation.weights == "latest" and self.optimizer.name != "schedule_free_adamw"
+        return "params" if own else EVALUATED
 
 
 def parse_config(mapping: Any) -> RunConfig:

@@ -27,7 +27,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.experiment import RunConfig, make_model, parse_config, plain
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import make_mesh, place_batch
-from transformer_jax.training.checkpoints import Checkpoints
+from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
 from transformer_jax.training.evaluators import TranslationEvaluator
 from transformer_jax.training.metric_writer import MetricWriter, read_metrics
 from transformer_jax.training.optimizers import evaluation_parameters, learning_rate, make_optimizer
@@ -174,8 +174,7 @@ def _train(
             progress.message(f"compiled       {len(compiled)} batch shapes in {time.monotonic() - begin:.1f} s")
             evaluator = TranslationEvaluator(config, task, mesh, dataset, tokenizers, pipeline.shapes)
 
-            def evaluate(number: int, state: TrainState) -> dict[str, float]:
-                params = _evaluation_weights(config, state, checkpoints)
+            def evaluate(number: int, params: Any) -> dict[str, float]:
                 metrics = dict(evaluator(params))
                 writer.write(number, "validation", metrics)
                 text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "seconds" not in name)
@@ -187,12 +186,15 @@ def _train(
             while True:
                 due = number > first and (number == total or number % evaluation.every_steps == 0)
                 window.pause()
-                metrics = evaluate(number, state) if due else {}
+                weights = _evaluation_weights(config, state, checkpoints) if due else state.params
+                metrics = evaluate(number, weights) if due else {}
                 early = due and exhausted(read_metrics(run.metrics), evaluation.metric, evaluation.patience)
                 ending = number == total or early or stop.is_set()
                 if number > first and (ending or number % config.checkpoints.every_steps == 0):
                     window.flush()
-                    checkpoints.save(number, state, iterator.position, metrics)
+                    own = weights is state.params or weights is state.ema_params
+                    saved = {**vars(state), **({} if own else {EVALUATED: weights})}
+                    checkpoints.save(number, saved, iterator.position, metrics)
                 if ending:
                     window.flush()
                     checkpoints.wait()
