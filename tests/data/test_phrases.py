@@ -1,5 +1,6 @@
 """The generated phrases: enough of them, determined, disjoint, with combinations that training never sees."""
 
+import unicodedata
 from itertools import combinations
 
 import babel
@@ -107,7 +108,7 @@ def test_generating_again_gives_the_same(english_german):
 
 
 @pytest.mark.parametrize(
-    ("source", "target"), [("de", "en"), ("fr", "ja"), ("ar", "pt-BR"), ("is", "sr_Latn")]
+    ("source", "target"), [("de", "en"), ("fr", "ja"), ("ar", "pt-BR"), ("bn", "vi"), ("is", "sr_Latn")]
 )
 def test_any_pair_of_locales(source, target):
     examples = generate(source, target, {"train": 500, "validation": 20, "test": 20})
@@ -115,6 +116,7 @@ def test_any_pair_of_locales(source, target):
     for example in examples["train"]:
         for text in (example["source"], example["target"]):
             assert text == " ".join(text.split())  # no double, no-break or other exotic spaces
+            assert unicodedata.is_normalized("NFC", text)
             assert "{" not in text
 
 

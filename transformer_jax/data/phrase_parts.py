@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -83,8 +84,8 @@ def text_of(segments: Segments) -> str:
 
 
 def segments(pieces: Iterable[tuple[str, Hashable]]) -> Segments:
-    """Cleaned of typography; empty pieces are left out."""
-    cleaned = ((text.translate(_SPACES), key) for text, key in pieces)
+    """In NFC and cleaned of typography; empty pieces are left out."""
+    cleaned = ((unicodedata.normalize("NFC", text.translate(_SPACES)), key) for text, key in pieces)
     return tuple((text, key) for text, key in cleaned if text)
 
 
