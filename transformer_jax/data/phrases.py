@@ -8,7 +8,6 @@ splits, and half of the validation and test phrases hold a combination of values
 import datetime
 import functools
 import random
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,6 +19,8 @@ import babel
 import numpy as np
 import tensorflow_datasets as tfds
 
+from transformer_jax.data.aligned_text import Part, Value, align, fill, segments, text_of
+from transformer_jax.data.phrase_frames import FRAMES, PIECES
 from transformer_jax.data.phrase_parts import (
     CENTS,
     FIRST_YEAR,
@@ -27,13 +28,7 @@ from transformer_jax.data.phrase_parts import (
     LENGTHS,
     MASSES,
     Lexicon,
-    Part,
-    Value,
-    align,
-    fill,
     parse_locale,
-    segments,
-    text_of,
 )
 from transformer_jax.data.storage import TEXT, Example, PairsBuilder
 from transformer_jax.errors import UserError
@@ -43,55 +38,12 @@ FEATURES = {
     **TEXT,
     "category": tfds.features.Text(),
     "held_out": tfds.features.Text(),  # the combination that never meets in training, "" if none
-    "alignment": tfds.features.Tensor(shape=(None, 4), dtype=np.int32),  # see phrase_parts.align
+    "alignment": tfds.features.Tensor(shape=(None, 4), dtype=np.int32),  # see aligned_text.align
 }
 
 WEIGHTS = {"date": 18, "date and time": 12, "time": 1, "number": 18, "currency": 10, "quantity": 10,
            "countries": 11, "languages": 8, "relative": 3, "mixed": 8, "sentence": 10}  # fmt: skip
 
-# Sentences for the languages that have them; "[words]1" is aligned with the other languages' "[words]1".
-FRAMES: dict[str, tuple[str, ...]] = {
-    "en": (
-        "[The train]1 [leaves]2 [at]3 {time}.",
-        "[The ticket]1 [costs]2 {currency}.",
-        "[She]1 [speaks]2 {languages}.",
-        "[The package]1 [weighs]2 {mass}.",
-        "[The road]1 [is]2 {length} [long]3.",
-        "[The meeting]1 [is]2 [on]3 {day} [at]4 {time}.",
-        "[The shop]1 [opened]2 {past}.",
-        "[The course]1 [begins]2 {future}.",
-        "[The number]1 [is]2 {cardinal}.",
-        "[The house]1 [was built]2 [in]3 {year}.",
-        "[The countries]1 [are]2 {countries}.",
-    ),
-    "de": (
-        "[Der Zug]1 [fährt]2 [um]3 {time} Uhr [ab]2.",
-        "[Das Ticket]1 [kostet]2 {currency}.",
-        "[Sie]1 [spricht]2 {languages}.",
-        "[Das Paket]1 [wiegt]2 {mass}.",
-        "[Die Straße]1 [ist]2 {length} [lang]3.",
-        "[Die Sitzung]1 [ist]2 [am]3 {day} [um]4 {time} Uhr.",
-        "[Der Laden]1 [hat]2 {past} [geöffnet]2.",
-        "[Der Kurs]1 [beginnt]2 {future}.",
-        "[Die Zahl]1 [lautet]2 {cardinal}.",
-        "[Das Haus]1 [wurde]2 [im Jahr]3 {year} [gebaut]2.",
-        "[Die Länder]1 [sind]2 {countries}.",
-    ),
-    "fr": (
-        "[Le train]1 [part]2 [à]3 {time}.",
-        "[Le billet]1 [coûte]2 {currency}.",
-        "[Elle]1 [parle]2 {languages}.",
-        "[Le colis]1 [pèse]2 {mass}.",
-        "[La route]1 [mesure]2 {length} [de long]3.",
-        "[La réunion]1 [est]2 [le]3 {day} [à]4 {time}.",
-        "[Le magasin]1 [a ouvert]2 {past}.",
-        "[Le cours]1 [commence]2 {future}.",
-        "[Le nombre]1 [est]2 {cardinal}.",
-        "[La maison]1 [a été construite]2 [en]3 {year}.",
-        "[Les pays]1 [sont]2 {countries}.",
-    ),
-}
-_FRAME_PIECES = re.compile(r"\[([^\]]+)\](\d)|\{(\w+)\}")
 MAX_REPEATS = 200  # so many repeated phrases in a row, and a category is taken to be used up
 HELD_OUT_PER_MILLE = 15  # of all combinations of two values, for test, and as many again for validation
 
@@ -166,9 +118,7 @@ class Phrasebook:
         }
         languages = [side.locale.language for side in (self.words.source, self.words.target)]
         if all(language in FRAMES for language in languages):
-            self._frames = [
-                [_FRAME_PIECES.split(frame) for frame in FRAMES[language]] for language in languages
-            ]
+            self._frames = [[PIECES.split(frame) for frame in FRAMES[language]] for language in languages]
             self._draws["sentence"] = self._sentence
         self.categories = tuple(self._draws)
 
