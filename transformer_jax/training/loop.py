@@ -4,6 +4,7 @@ A run starts from the newest checkpoint in its directory, else from scratch. Wha
 function of the config and the step, so an interrupted run ends where an uninterrupted one does.
 """
 
+import os
 import signal
 import threading
 import time
@@ -32,7 +33,7 @@ from transformer_jax.training.evaluators import TranslationEvaluator
 from transformer_jax.training.metric_writer import MetricWriter, read_metrics
 from transformer_jax.training.optimizers import evaluation_parameters, learning_rate, make_optimizer
 from transformer_jax.training.progress import Progress
-from transformer_jax.training.step import TrainState, abstract_state, batch_shape, make_train_step
+from transformer_jax.training.step import TrainState, TrainStep, abstract_state, batch_shape, make_train_step
 from transformer_jax.training.tasks import Task, TranslationTask, summarise
 
 
@@ -209,15 +210,23 @@ def _train(
                 window.add(number, batch, measured)
 
 
-def compile_shapes(step: Any, shapes: TrainState, mesh: Mesh, pipeline: Pipeline) -> Mapping[Any, Any]:
+def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, pipeline: Pipeline) -> dict[Any, TrainStep]:
     """The step compiled for every batch shape there can be, several at a time, so that none is compiled later."""
 
-    def one(shape: Any) -> tuple[Any, Any]:
-        batch = batch_shape(mesh, *shape)
-        return (batch["source"].shape, batch["target"].shape), step.lower(shapes, batch).compile()
+    def gradients(batch: Any) -> Any:
+        return step.gradients.lower(shapes.params, batch, shapes.step).compile()
 
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return dict(pool.map(one, pipeline.shapes))
+    batches = [batch_shape(mesh, *shape) for shape in pipeline.shapes]
+    sums = jax.eval_shape(step.gradients, shapes.params, batches[0], shapes.step)[0]
+    everywhere = shapes.step.sharding
+    sums = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), sums)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        update = pool.submit(lambda: step.update.lower(shapes, sums, shapes.params).compile())
+        compiled = list(pool.map(gradients, batches))
+        return {
+            (batch["source"].shape, batch["target"].shape): TrainStep(one, update.result())
+            for batch, one in zip(batches, compiled, strict=True)
+        }
 
 
 def _evaluation_weights(config: RunConfig, state: TrainState, checkpoints: Checkpoints) -> Any:

@@ -1,6 +1,7 @@
 """The train state and the one pure step that every family trains with: ``step(state, batch) -> (state, metrics)``."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -80,6 +81,21 @@ def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..
     )
 
 
+@dataclass(frozen=True)
+class TrainStep:
+    """``step(state, batch) -> (state, metrics)`` as two programs: gradients of a batch, and the update they make.
+
+    The update knows no batch shape, so it is compiled once, not once a bucket. The state is donated; every random
+    number follows from (seed, step, row of the batch).
+    """
+
+    gradients: Any
+    update: Any
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return self.update(state, *self.gradients(state.params, batch, state.step))
+
+
 def make_train_step(
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -90,18 +106,16 @@ def make_train_step(
     seed: int,
     accumulation: int,
     ema_decay: float,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step for states like ``shapes`` (`abstract_state`), which stay where they lie.
-
-    The state is donated; every random number follows from (seed, step, row of the batch).
-    """
+) -> TrainStep:
+    """The jitted step for states like ``shapes`` (`abstract_state`), which stay where they lie."""
     gradients_of = sums_and_gradients(task, mesh, accumulation)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def gradients(params: Any, batch: Batch, step: Array) -> tuple[Sums, Any]:
         rows = jax.tree.leaves(batch)[0].shape[0]
-        seeds = row_seeds(seed, state.step, jnp.arange(rows, dtype=jnp.uint32))
-        seeds = jax.lax.with_sharding_constraint(seeds, NamedSharding(mesh, BATCH))
-        sums, gradients = gradients_of(state.params, batch, seeds)
+        seeds = row_seeds(seed, step, jnp.arange(rows, dtype=jnp.uint32))
+        return gradients_of(params, batch, jax.lax.with_sharding_constraint(seeds, NamedSharding(mesh, BATCH)))
+
+    def update(state: TrainState, sums: Sums, gradients: Any) -> tuple[TrainState, dict[str, Array]]:
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), gradients)
         metrics = {**sums, "gradient_norm": optax.global_norm(gradients), "learning_rate": schedule(state.step)}
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -113,8 +127,11 @@ def make_train_step(
             average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
         return TrainState(state.step + 1, params, opt_state, average), metrics
 
-    stay = jax.tree.map(lambda s: s.sharding, shapes)
-    return jax.jit(step, donate_argnums=0, out_shardings=(stay, NamedSharding(mesh, P())))
+    stay, everywhere = jax.tree.map(lambda s: s.sharding, shapes), NamedSharding(mesh, P())
+    return TrainStep(
+        jax.jit(gradients, out_shardings=(everywhere, stay.params)),
+        jax.jit(update, donate_argnums=0, out_shardings=(stay, everywhere)),
+    )
 
 
 def make_evaluation_step(task: Task) -> Callable[[Any, Batch], Sums]:
