@@ -28,7 +28,7 @@ def run(params, limits, *, model=None, beam=40, n=4, alpha=0.6, beta=0.0, minimu
         jnp.asarray(SOURCE),
         jnp.broadcast_to(jnp.asarray(limits, jnp.int32), rows),
         jnp.zeros((rows, 0), jnp.int32) if prefix is None else jnp.asarray(prefix, jnp.int32),
-        jnp.arange(rows),
+        jnp.zeros((rows, 2), jnp.int32),
     )
     searcher = BeamSearch(model or TableModel(), beam, n, alpha, beta, minimum)
     return jax.device_get(jax.jit(partial(search, searcher), static_argnums=2)(params, requests, length))
@@ -145,7 +145,7 @@ def test_stops_as_soon_as_the_answer_is_certain():
         jnp.asarray(SOURCE),
         jnp.full(4, 100, jnp.int32),
         jnp.zeros((4, 0), jnp.int32),
-        jnp.arange(4),
+        jnp.zeros((4, 2), jnp.int32),
     )
     state = searcher.step(params, searcher.start(params, requests, 100))
     assert not searcher.active(state).any()
