@@ -103,9 +103,10 @@ def plan_shapes(lengths: np.ndarray, largest: tuple[int, int], config: BatchingC
         shapes = sorted({make_shape(*size, config) for size in sizes}, key=lambda shape: shape.row_cost)
         batches = plan_epoch(lengths, shapes, np.random.default_rng(0))
         candidates.append((sum(batch.shape.rows * batch.shape.row_cost for batch in batches), shapes))
-        if len(sizes) == config.num_shapes:
+        another = _best_size(table, sizes)
+        if len(sizes) == config.num_shapes or another is None:
             return min(candidates, key=lambda candidate: candidate[0])[1]
-        sizes = _settle(table, [*sizes, _best_size(table, sizes)])
+        sizes = _settle(table, [*sizes, another])
 
 
 def _settle(table: np.ndarray, sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -116,9 +117,9 @@ def _settle(table: np.ndarray, sizes: list[tuple[int, int]]) -> list[tuple[int, 
         moved = False
         for k in range(1, len(sizes)):
             others = sizes[:k] + sizes[k + 1 :]
-            better = [*sizes[:k], _best_size(table, others), *sizes[k + 1 :]]
-            if total(better) < total(sizes):
-                sizes, moved = better, True
+            best = _best_size(table, others)
+            if best and total([*others, best]) < total(sizes):
+                sizes, moved = [*sizes[:k], best, *sizes[k + 1 :]], True
     return sizes
 
 
@@ -130,8 +131,8 @@ def _cost_of_each(table: np.ndarray, sizes: list[tuple[int, int]]) -> np.ndarray
     return costs
 
 
-def _best_size(table: np.ndarray, others: list[tuple[int, int]]) -> tuple[int, int]:
-    """The size that saves most when added to `others`."""
+def _best_size(table: np.ndarray, others: list[tuple[int, int]]) -> tuple[int, int] | None:
+    """The size that saves most when added to `others`; None if none saves anything."""
     costs = _cost_of_each(table, others)
     own = np.add.outer(np.arange(table.shape[0]), TARGET_COST * np.arange(table.shape[1]))
     saved = np.zeros(table.shape, np.int64)
@@ -140,7 +141,7 @@ def _best_size(table: np.ndarray, others: list[tuple[int, int]]) -> tuple[int, i
         held = np.where(costs == cost, table, 0).cumsum(0).cumsum(1)
         saved += held * np.maximum(cost - own, 0)
     source, target = np.unravel_index(saved.argmax(), saved.shape)
-    return int(source), int(target)
+    return (int(source), int(target)) if saved.any() else None
 
 
 def plan_epoch(lengths: np.ndarray, shapes: list[Shape], rng: np.random.Generator) -> list[PlannedBatch]:

@@ -89,7 +89,7 @@ class Tokenizer(Protocol):
         """Like `encode`, with segmentations drawn at random: a pure function of (texts, seed)."""
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of ids up to its EOS. PAD and BOS are left out; UNK is written as " ⁇ "."""
+        """The text of each row of ids up to its EOS. PAD and BOS are left out; UNK is written as "⁇"."""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """A readable name for each id, special tokens included."""
@@ -319,6 +319,7 @@ def _train(corpus: Sequence[Sequence[str]], config: TokenizerConfig) -> bytes:
             eos_id=EOS,
             unk_id=UNK,
             bos_id=BOS,
+            unk_surface="⁇",
             normalization_rule_name="identity",
             max_sentence_length=2**20,  # bytes; longer lines would be left out without a word
             num_threads=TRAINING_THREADS,
