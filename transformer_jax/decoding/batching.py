@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transformer_jax.decoding.beam import BeamSearch
@@ -192,6 +192,15 @@ class Decoder:
             )
         self.shapes: set[tuple[int, ...]] = set()
 
+    def place(self, params: Params) -> Params:
+        """Parameters on every device that decodes; those that are there already are not copied."""
+        if self.mesh is None:
+            return params
+        devices = set(self.mesh.devices.flat)
+        if all(isinstance(leaf, Array) and leaf.devices() == devices for leaf in jax.tree.leaves(params)):
+            return params
+        return jax.device_put(params, NamedSharding(self.mesh, P()))
+
     def decode(
         self,
         params: Params,
@@ -208,7 +217,7 @@ class Decoder:
         Raises: UserError for a source over ``max_source_length``, and for a prefix that leaves no room or
           contains an end.
         """
-        config = self.config
+        config, params = self.config, self.place(params)
         given = [list(prefix) for prefix in prefixes] if prefixes is not None else [[] for _ in sources]
         numbers = list(rows) if rows is not None else list(range(len(sources)))
         if not len(sources) == len(given) == len(numbers):
@@ -220,14 +229,14 @@ class Decoder:
         for i, (source, prefix) in enumerate(zip(ended, given, strict=True), 1):
             if len(source) > config.max_source_length:
                 raise UserError(
-                    f"decoding: sentence {i} has {len(source)} tokens with its end; decoding.max_source_length"
-                    f" is {config.max_source_length}. Split it, or leave it out."
+                    f"decoding: sentence {i} has {len(source)} tokens with its end; "
+                    f"decoding.max_source_length is {config.max_source_length}. Split it, or leave it out."
                 )
             if len(prefix) >= config.max_target_length or {EOS_ID, *NEVER_GENERATED} & set(prefix):
                 raise UserError(
-                    f"decoding: the forced prefix of sentence {i} has {len(prefix)} tokens {prefix[:8]}; it"
-                    f" must be shorter than decoding.max_target_length, {config.max_target_length}, and free "
-                    "of special tokens."
+                    f"decoding: the forced prefix of sentence {i} has {len(prefix)} tokens {prefix[:8]};"
+                    f" it must be shorter than decoding.max_target_length, {config.max_target_length}, and"
+                    " free of special tokens."
                 )
             limits.append(max(config.output_limit(len(source)), len(prefix) + 1))
 

@@ -76,8 +76,8 @@ class Requests(NamedTuple):
     """Sentences to decode, one a row.
 
     ``source`` int32[B, S]: right-padded, ended by EOS. ``max_length`` int32[B]: most tokens to generate, EOS
-    included. ``prefix`` int32[B, P]: tokens that the output must start with, zero-padded; P may be 0. ``seed``
-    int32[B, 2]: from which samples derive their randomness.
+    included. ``prefix`` int32[B, P]: what the output must start with, zero-padded; P may be 0. ``seed``
+    int32[B, 2]: what samples derive their randomness from.
     """
 
     source: Array

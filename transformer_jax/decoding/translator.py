@@ -79,9 +79,19 @@ class Translator:
         config: DecodingConfig,
         mesh: Mesh | None = None,
     ) -> None:
-        self.params, self.tokenizers, self.config = params, tokenizers, config
+        self.tokenizers, self.config = tokenizers, config
         self.decoder = Decoder(model, config, mesh)
+        self.params = params
         self.report = Report(0, 0, 0, dict.fromkeys(BREAKS, 0))
+
+    @property
+    def params(self) -> Params:
+        """The parameters translated with; those of another checkpoint can be set at any time."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self._params = self.decoder.place(params)
 
     def translate(self, lines: Sequence[str], prefixes: Sequence[str] | None = None) -> list[str]:
         """The best translation of each line, in order; an empty line gives an empty one.

@@ -1,0 +1,118 @@
+"""Lines of files and terminals to translations and back: what the translate command does, without its
+flags.
+"""
+
+import gzip
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from transformer_jax.decoding.translator import Translation, Translator
+from transformer_jax.errors import UserError
+
+LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
+
+
+def read_lines(names: Sequence[str], stdin: IO[bytes]) -> Iterator[str]:
+    """Lines of the files in order, or of stdin when there is none; split at newlines only, as `wc -l` counts
+    them.
+
+    Raises: UserError for a file that cannot be read, and for a line that is not UTF-8, by number.
+    """
+    for path in map(Path, names):
+        if not path.is_file():
+            raise UserError(
+                f"{path}: there is no such file. Give a text file, or none to read from the pipe."
+            )
+    return _read(names, stdin)
+
+
+def _read(names: Sequence[str], stdin: IO[bytes]) -> Iterator[str]:
+    for name in names or ["standard input"]:
+        open_file = gzip.open if name.endswith(".gz") else open
+        try:
+            with open_file(name, "rb") if names else stdin as file:
+                for number, line in enumerate(file, 1):
+                    try:
+                        yield line.decode("utf-8").removesuffix("\n")
+                    except UnicodeDecodeError as error:
+                        raise UserError(
+                            f"{name}: line {number} is not UTF-8 ({error.reason} at byte {error.start}); "
+                            f"convert the text first, for example with: iconv -f LATIN1 -t UTF-8"
+                        ) from None
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read: {error.strerror or error}.") from None
+
+
+@contextmanager
+def open_output(name: str | None) -> Iterator[IO[str]]:
+    """Standard output, or a file that gets its name only when it is complete."""
+    if name is None:
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    partial = Path(f"{name}.partial")
+    try:
+        file = partial.open("w", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UserError(
+            f"--output={name}: cannot be written: {error.strerror}; choose another place."
+        ) from None
+    with file:
+        yield file
+    partial.replace(name)
+
+
+def format_best(translations: Sequence[Translation], number: int, scores: bool) -> str:
+    """The text alone; or with ``scores`` a row for each: line number, score, log-probability, text; tabs
+    between.
+    """
+    if not scores:
+        return one_line(translations[0].text)
+    return "\n".join(f"{number}\t{t.score:.4f}\t{t.log_prob:.4f}\t{one_line(t.text)}" for t in translations)
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks and tabs, which a model of bytes may write and which would break the
+    alignment.
+    """
+    return LINE_BREAKS.sub(" ", text)
+
+
+def translate_lines(
+    translator: Translator, lines: Iterable[str], output: IO[str], scores: bool, total: int | None = None
+) -> None:
+    """Writes translations as they come, in order, with a progress bar on a terminal's stderr, and then a
+    summary.
+    """
+    begin = time.monotonic()
+    with tqdm(total=total, unit=" lines", disable=None, file=sys.stderr) as bar:
+        for number, best in enumerate(translator.stream(lines), 1):
+            output.write(format_best(best, number, scores) + "\n")
+            bar.update()
+    seconds = time.monotonic() - begin
+    report = translator.report
+    print(f"{report}; {seconds:.1f} s, {report.lines / seconds:.1f} lines/s", file=sys.stderr)
+
+
+def interact(translator: Translator, scores: bool, prompt: str = "> ") -> None:
+    """Translates what is typed, line by line, until the end of input (Ctrl-D)."""
+    while True:
+        try:
+            line = input(prompt)
+        except EOFError:
+            print()
+            return
+        try:
+            (best,) = translator.stream([line])
+        except UserError as error:
+            print(error, file=sys.stderr)
+            continue
+        print(format_best(best, translator.report.lines, scores), flush=True)
