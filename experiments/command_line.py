@@ -32,6 +32,7 @@ from ml_collections import ConfigDict, config_flags
 from transformer_jax.config import suggest
 from transformer_jax.errors import UserError
 
+INTERRUPTED = 75  # exit status EX_TEMPFAIL: saved, run the same command again
 OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<value>.*))?$", re.DOTALL)
 
 

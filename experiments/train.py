@@ -13,7 +13,6 @@ from transformer_jax.host import prepare_cpu
 
 CONFIG = command_line.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
-INTERRUPTED = 75  # EX_TEMPFAIL: run the command again
 
 
 def main(arguments: list[str]) -> int:
@@ -25,7 +24,7 @@ def main(arguments: list[str]) -> int:
     print(f"{WORKDIR.value}: {state} at step {outcome.step}")
     if not outcome.finished:
         print("The same command continues from there.")
-        return INTERRUPTED
+        return command_line.INTERRUPTED
     print(f"Next: python experiments/evaluate.py {WORKDIR.value}   python experiments/translate.py {WORKDIR.value}")
     return 0
 

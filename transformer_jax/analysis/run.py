@@ -106,16 +106,22 @@ class Run:
         """The best translation of each line."""
         return self._translator.translate(list(lines))
 
-    def score(self, sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
-        """Natural log-probability float32[n] of each target given its source, end of sentence included."""
-
+    @cached_property
+    def _scorer(self) -> Scorer:
         def logits(params: Params, source: Any, target: Any) -> Any:
             return self.model.apply({"params": params}, source, target)
 
         decoding = self.config.decoding
-        scorer = Scorer(logits, decoding.batch_size, decoding.max_source_length)
+        return Scorer(logits, decoding.batch_size, decoding.max_source_length)
+
+    def token_log_probs(self, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[np.ndarray]:
+        """Natural log-probabilities float32[len(target) + 1] of the tokens of each target, then of its end."""
+        return self._scorer.score(self.params, sources, targets)
+
+    def score(self, sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+        """Natural log-probability float32[n] of each target given its source, end of sentence included."""
         encoded = self.tokenizers.source.encode(list(sources)), self.tokenizers.target.encode(list(targets))
-        return np.asarray([tokens.sum() for tokens in scorer.score(self.params, *encoded)], np.float32)
+        return np.asarray([tokens.sum() for tokens in self.token_log_probs(*encoded)], np.float32)
 
     def history(self) -> list[dict[str, Any]]:
         """All metrics written so far: dicts of step, split, name, value."""

@@ -1,0 +1,51 @@
+"""The decoding settings as flags, for every command that translates."""
+
+import dataclasses
+from typing import Any
+
+from absl import flags
+
+NAMES = (
+    "method",
+    "beam_size",
+    "n_best",
+    "length_penalty",
+    "coverage_penalty",
+    "min_length",
+    "max_length_factor",
+    "max_length_offset",
+    "long_lines",
+    "batch_size",
+    "seed",
+)
+
+
+def define_decoding_flags() -> None:
+    """Declares one flag a setting; one that is not given leaves the run's own."""
+    flags.DEFINE_enum("method", None, ["beam", "greedy", "sample"], "how to decode")
+    flags.DEFINE_integer("beam_size", None, "hypotheses kept at each step", lower_bound=1)
+    flags.DEFINE_integer("n_best", None, "translations given for each line", lower_bound=1)
+    flags.DEFINE_float("length_penalty", None, "alpha of GNMT's length normalisation", lower_bound=0.0)
+    flags.DEFINE_float("coverage_penalty", None, "beta of GNMT's coverage penalty", lower_bound=0.0)
+    flags.DEFINE_integer("min_length", None, "fewest tokens of an output", lower_bound=1)
+    flags.DEFINE_float("max_length_factor", None, "output tokens allowed for each source token", lower_bound=0.0)
+    flags.DEFINE_integer("max_length_offset", None, "output tokens allowed beyond that")
+    flags.DEFINE_enum("long_lines", None, ["split", "refuse"], "what to do with a line over the model's length")
+    flags.DEFINE_integer("batch_size", None, "sentences decoded at a time", lower_bound=1)
+    flags.DEFINE_integer("seed", None, "of samples")
+    flags.DEFINE_float("temperature", None, "sampling: divides the logits")
+    flags.DEFINE_integer("top_k", None, "sampling: among the likeliest k tokens; 0: all", lower_bound=0)
+    flags.DEFINE_float("top_p", None, "sampling: among the likeliest tokens that make up this probability")
+    flags.DEFINE_float("min_p", None, "sampling: among tokens at least this likely, relative to the likeliest")
+
+
+def decoding_overrides(sampling: Any) -> dict[str, Any]:
+    """The settings that were given, as `Run.translator` takes them.
+
+    Args: sampling: the run's own SamplingConfig, which the sampling flags change.
+    """
+    values = flags.FLAGS.flag_values_dict()
+    given = {name: values[name] for name in NAMES if values[name] is not None}
+    fields = [field.name for field in dataclasses.fields(sampling)]
+    changed = {name: values[name] for name in fields if values[name] is not None}
+    return given | ({"sampling": dataclasses.replace(sampling, **changed)} if changed else {})

@@ -1,0 +1,51 @@
+"""Scores a run on a split of its dataset, or on files, and writes one record into the run.
+
+    python experiments/evaluate.py runs/multi30k-tiny                       # the test split
+    python experiments/evaluate.py runs/multi30k-tiny --split=validation --checkpoint=average:8 --beam_size=1
+    python experiments/evaluate.py runs/a --files=news.en,news.de           # or one TSV file
+
+Decoding settings that are not given are the run's own.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command_line
+from experiments.decoding_flags import decoding_overrides, define_decoding_flags
+from transformer_jax.host import prepare_cpu
+
+SPLIT = flags.DEFINE_string("split", "test", "train, validation or test")
+FILES = flags.DEFINE_string("files", None, "instead of a split: SOURCE,REFERENCE line-aligned, or PAIRS.tsv; plain or .gz")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
+define_decoding_flags()
+
+
+def main(arguments: list[str]) -> None:
+    prepare_cpu()
+    from transformer_jax.analysis.run import load_run
+    from transformer_jax.analysis.scores import evaluate_run, format_record
+    from transformer_jax.data.datasets import load_dataset
+    from transformer_jax.data.parallel_text import read_pairs
+    from transformer_jax.errors import UserError
+    from transformer_jax.training.loop import enable_compilation_cache
+
+    run = load_run(arguments[0], CHECKPOINT.value)
+    enable_compilation_cache()
+    if FILES.value:
+        pairs = list(read_pairs([Path(file) for file in FILES.value.split(",")]))
+        sources, references = [pair["source"] for pair in pairs], [pair["target"] for pair in pairs]
+        data = {"split": "files", "files": FILES.value}
+    else:
+        splits = load_dataset(run.config.dataset).splits
+        if SPLIT.value not in splits:
+            raise UserError(f"--split={SPLIT.value}: {run.config.dataset.name} has only {', '.join(splits)}.")
+        sources, references = splits[SPLIT.value].texts()
+        data = {"split": SPLIT.value, "dataset": run.config.dataset.name}
+    record = evaluate_run(run, sources, references, data, **decoding_overrides(run.config.decoding.sampling))
+    print(format_record(record))
+    print(f"record: {record['file']}")
+
+
+if __name__ == "__main__":
+    command_line.run_main(main, ("RUN",))

@@ -1,0 +1,79 @@
+"""Attention maps: the weights of every layer and head, as arrays and as figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from transformer_jax.analysis.run import Run
+from transformer_jax.data.tokenizers import BOS, EOS
+
+KINDS = ("encoder", "decoder", "cross")
+
+
+def attention_maps(run: Run, source: str, target: str) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """Attention weights under teacher forcing.
+
+    Returns: ``maps``, with "encoder" float32[L, H, S, S], "decoder" float32[L, H, T, T] and "cross"
+      float32[L, H, T, S] for L layers and H heads, rows the queries; the source pieces (S); and the target pieces
+      that are predicted (T). Row t of the decoder's maps is where the model looks to predict piece t.
+    """
+    source_ids = [*run.tokenizers.source.encode([source])[0], EOS]
+    target_ids = [*run.tokenizers.target.encode([target])[0], EOS]
+    _, state = run.model.apply(
+        {"params": run.params}, np.asarray([source_ids]), np.asarray([target_ids]), mutable=["intermediates"]
+    )
+    kept = jax.device_get(state["intermediates"])
+
+    def stack(side: str, kind: str, layers: int) -> np.ndarray:
+        return np.stack([kept[side][f"layer_{i}"][kind]["attention_weights"][0][0] for i in range(layers)])
+
+    c = run.model.config
+    maps = {
+        "encoder": stack("encoder", "self_attention", c.num_encoder_layers),
+        "decoder": stack("decoder", "self_attention", c.num_decoder_layers),
+        "cross": stack("decoder", "cross_attention", c.num_decoder_layers),
+    }
+    return maps, run.tokenizers.source.pieces(source_ids), run.tokenizers.target.pieces(target_ids)
+
+
+def plot_attention(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:
+    """A figure of float32[L, H, T, S] weights: one panel a layer and head, the same scale in all."""
+    layers, heads = weights.shape[:2]
+    panel = 0.22 * max(len(rows), len(columns), 8)
+    figure = Figure(figsize=(heads * panel + 1.5, layers * panel + 1.2), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(layers, heads, squeeze=False)
+    for layer in range(layers):
+        for head in range(heads):
+            axis = axes[layer, head]
+            image = axis.imshow(weights[layer, head], vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto")
+            axis.set_xticks(range(len(columns)), columns if layer == layers - 1 else [], rotation=90, fontsize=7)
+            axis.set_yticks(range(len(rows)), rows if head == 0 else [], fontsize=7)
+            if layer == 0:
+                axis.set_title(f"head {head}", fontsize=8)
+            if head == 0:
+                axis.set_ylabel(f"layer {layer}", fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="attention weight")
+    return figure
+
+
+def save_attention_figures(run: Run, source: str, target: str, folder: Path) -> list[Path]:
+    """Writes encoder.png, decoder.png and cross.png of a sentence pair; returns their paths."""
+    maps, source_pieces, target_pieces = attention_maps(run, source, target)
+    bos = run.tokenizers.target.pieces([BOS])
+    inputs = [*(bos or ["<s>"]), *target_pieces[:-1]]
+    labels = {
+        "encoder": (source_pieces, source_pieces, "Encoder self-attention: rows look at columns"),
+        "decoder": (target_pieces, inputs, "Decoder self-attention: to predict a row, the model looks at columns"),
+        "cross": (target_pieces, source_pieces, "Cross-attention: to predict a row, the model looks at columns"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind in KINDS:
+        path = folder / f"{kind}.png"
+        plot_attention(maps[kind], *labels[kind]).savefig(path, dpi=110)
+        paths.append(path)
+    return paths
