@@ -76,6 +76,10 @@ class Checkpoints:
             return []
         return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdecimal())
 
+    def lasting(self) -> list[int]:
+        """Those of `steps` that were not saved as interim."""
+        return [step for step in self.steps() if not self._facts(step).get("interim")]
+
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
 
@@ -89,7 +93,14 @@ class Checkpoints:
         self.wait()
         return {name: float(value) for name, value in self._facts(step)["metrics"].items()}
 
-    def save(self, step: int, state: Any, position: Mapping[str, int], metrics: Mapping[str, float]) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        position: Mapping[str, int],
+        metrics: Mapping[str, float],
+        interim: bool = False,
+    ) -> None:
         """Copies the state from its devices and returns; writes it in the background.
 
         Waits first for the save before it. The state's buffers may be donated or changed right after.
@@ -99,6 +110,8 @@ class Checkpoints:
           state: pytree of jax or numpy arrays. Python numbers are refused: they would come back as arrays.
           position: the data position, as the pipeline gives it.
           metrics: what is known of this step; may be empty.
+          interim: saved off the schedule, by an interruption: it is never best, pushes out no other one, and
+            goes when a newer one is there. So an interrupted run keeps what an uninterrupted one does.
 
         Raises:
           UserError: this save or the one before it cannot be written.
@@ -114,6 +127,7 @@ class Checkpoints:
         facts = {
             "position": {name: int(value) for name, value in position.items()},
             "metrics": {k: float(v) if math.isfinite(v) else str(float(v)) for k, v in metrics.items()},
+            "interim": interim,
         }
         try:
             if jax.process_index() == 0:
@@ -214,7 +228,7 @@ class Checkpoints:
             raise self._unwritable(step, error) from error
 
     def _remove_old(self) -> None:
-        keep = set(self.steps()[-self._keep_latest :])
+        keep = {*self.lasting()[-self._keep_latest :], *self.steps()[-1:]}
         if self._keep_best:
             keep |= {step for _, step in sorted(self._ranked())[-self._keep_best :]}
         for step in set(self.steps()) - keep:
@@ -231,10 +245,11 @@ class Checkpoints:
         ranked = []
         for step in self.steps():
             try:
-                value = float(self._facts(step)["metrics"].get(self._best_metric, math.nan))
+                facts = self._facts(step)
+                value = float(facts["metrics"].get(self._best_metric, math.nan))
             except CheckpointDamaged:  # or just removed by the writer: restoring it says so, best it is not
                 continue
-            if math.isfinite(value):
+            if math.isfinite(value) and not facts.get("interim"):
                 ranked.append((self._best_sign * value, step))
         return ranked
 

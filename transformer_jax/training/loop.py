@@ -5,6 +5,7 @@ function of the config and the step, so an interrupted run ends where an uninter
 """
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -25,7 +26,7 @@ from transformer_jax.data.datasets import Dataset, load_dataset
 from transformer_jax.data.pipeline import Pipeline, format_report
 from transformer_jax.data.tokenizers import TokenizerPair, load_tokenizers, train_tokenizers
 from transformer_jax.errors import UserError
-from transformer_jax.experiment import RunConfig, make_model, parse_config, plain
+from transformer_jax.experiment import EvaluationConfig, RunConfig, make_model, parse_config, plain
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import make_mesh, place_batch
 from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
@@ -61,13 +62,34 @@ def train(mapping: Any, workdir: str | Path) -> Outcome:
     config = parse_config(mapping)
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
-    with RunDirectory.create_or_resume(workdir, plain(mapping)) as run:
+    fresh = not (Path(workdir) / "config.json").exists()
+    with RunDirectory.create_or_resume(workdir, plain(mapping)) as run, _nothing_half_made(run, fresh):
         enable_compilation_cache()
         dataset = load_dataset(config.dataset)
+        if "validation" not in dataset.splits:
+            raise UserError(
+                f"{config.dataset.name} has no validation split, by which training is judged; it has "
+                f"{', '.join(dataset.splits)}. With parallel_text, name its files in dataset.validation."
+            )
         tokenizers = _tokenizers(run, dataset, config)
         pipeline = Pipeline(dataset, tokenizers, config.batching, config.seed)
         task = TranslationTask(make_model(config, tokenizers), config.task)
         return _train(config, run, mesh, dataset, tokenizers, pipeline, task)
+
+
+@contextmanager
+def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
+    """Bad input found before the first checkpoint of a new run leaves a directory that is no run."""
+    try:
+        yield
+    except UserError:
+        if fresh and not run.checkpoints.exists():
+            for entry in run.path.iterdir():
+                if entry == run.tokenizer:
+                    shutil.rmtree(entry)
+                elif entry.name in ("config.json", "environment.json"):
+                    entry.unlink()
+        raise
 
 
 def check_rows(config: RunConfig, mesh: Mesh) -> None:
@@ -96,7 +118,7 @@ class CompileCounter:
         self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
@@ -148,11 +170,11 @@ def _train(
     ):
         found = checkpoints.restore_latest(shapes)
         first, state, position = found if found else (0, create(), None)
-        if first >= total:
+        if first >= total or (found and exhausted(_until(run.metrics, first), evaluation)):
             return Outcome(first, finished=True)
         iterator = pipeline.iterator(position) if position else pipeline.iterator()
         with (
-            MetricWriter(run.path, resume_step=first if found else None) as writer,
+            MetricWriter(run.path, resume_step=first if found else -1) as writer,
             Progress(total, first) as progress,
         ):
             parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
@@ -183,21 +205,27 @@ def _train(
                 return metrics
 
             window = Window(writer, progress, training.log_every_steps, compiles)
+            if found:
+                window.restore(checkpoints.metrics(first))
             number = first
             while True:
                 due = number > first and (number == total or number % evaluation.every_steps == 0)
+                planned = number == total or number % config.checkpoints.every_steps == 0
+                if due or planned:
+                    window.flush()
                 window.pause()
                 weights = _evaluation_weights(config, state, checkpoints) if due else state.params
                 metrics = evaluate(number, weights) if due else {}
-                early = due and exhausted(read_metrics(run.metrics), evaluation.metric, evaluation.patience)
+                early = due and exhausted(read_metrics(run.metrics), evaluation)
                 ending = number == total or early or stop.is_set()
-                if number > first and (ending or number % config.checkpoints.every_steps == 0):
-                    window.flush()
-                    own = weights is state.params or weights is state.ema_params
-                    saved = {**vars(state), **({} if own else {EVALUATED: weights})}
-                    checkpoints.save(number, saved, iterator.position, metrics)
                 if ending:
                     window.flush()
+                if number > first and (ending or planned):
+                    own = weights is state.params or weights is state.ema_params
+                    saved = {**vars(state), **({} if own else {EVALUATED: weights})}
+                    facts = {**metrics, **window.partial()}
+                    checkpoints.save(number, saved, iterator.position, facts, interim=not (planned or early))
+                if ending:
                     checkpoints.wait()
                     if early:
                         progress.message(f"stopped early: no better {evaluation.metric} in {evaluation.patience} evaluations")
@@ -235,7 +263,8 @@ def _evaluation_weights(config: RunConfig, state: TrainState, checkpoints: Check
     params = evaluation_parameters(config.optimizer, state.opt_state, state.params)
     if config.evaluation.weights == "average":
         checkpoints.wait()
-        earlier = checkpoints.steps()[-(config.evaluation.average - 1) :] if config.evaluation.average > 1 else []
+        # Not what an interruption saved in between: the mean is the same as in a run without one.
+        earlier = checkpoints.lasting()[-(config.evaluation.average - 1) :] if config.evaluation.average > 1 else []
         for step in earlier:
             tree = checkpoints.restore_parameters(step)
             params = jax.tree.map(lambda p, other: p + jax.device_put(np.asarray(other), p.sharding), params, tree)
@@ -243,8 +272,13 @@ def _evaluation_weights(config: RunConfig, state: TrainState, checkpoints: Check
     return params
 
 
-def exhausted(history: list[dict[str, Any]], metric: str, patience: int) -> bool:
-    """Whether the last ``patience`` validation values of a metric brought no new best."""
+def _until(metrics: Path, step: int) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(metrics) if row["step"] <= step]
+
+
+def exhausted(history: list[dict[str, Any]], evaluation: EvaluationConfig) -> bool:
+    """Whether the last ``patience`` validation values of the metric brought no new best."""
+    metric, patience = evaluation.metric, evaluation.patience
     sign = -1 if metric == "loss" else 1
     values = [sign * row["value"] for row in history if row["split"] == "validation" and row["name"] == metric]
     return bool(patience) and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
@@ -273,6 +307,20 @@ class Window:
 
     def resume(self) -> None:
         self._since = time.monotonic()
+
+    def partial(self) -> dict[str, float]:
+        """What has been summed up since the last line, for `restore` after an interruption."""
+        if not self._steps:
+            return {}
+        counts = {"cells": self._cells, "steps": self._steps, "seconds": self._seconds}
+        return {f"window/{name}": float(value) for name, value in {**self._sums, **counts}.items()}
+
+    def restore(self, metrics: Mapping[str, float]) -> None:
+        """Continues the sums that `partial` gave, so that the next line is that of an uninterrupted run."""
+        if "window/steps" in metrics:
+            self._sums = {name: metrics[f"window/{name}"] for name in self._sums}
+            self._cells, self._steps = int(metrics["window/cells"]), int(metrics["window/steps"])
+            self._seconds = metrics["window/seconds"]
 
     def add(self, step: int, batch: Mapping[str, np.ndarray], metrics: dict[str, Any]) -> None:
         """Takes the metrics of a step that has been dispatched, and fetches those of the step before it."""
