@@ -4,6 +4,7 @@ Notation: N tokens, D d_model, V vocabulary. Every loss is a sum with its count,
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +29,92 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float) -> tupl
     target = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
     nll = normaliser - target
     return nll + label_smoothing * (target - jnp.mean(logits, axis=-1)), nll
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def summed_cross_entropy(
+    hidden: Array, table: Array, targets: Array, weights: Array, label_smoothing: float, chunk: int
+) -> tuple[Array, Sums]:
+    """The sum of `cross_entropy` over rows, from hidden states, without ever holding all logits.
+
+    Works through ``chunk`` rows at a time and forms its gradients on the way. With e = exp(z - max) and the loss
+    above, dz = w·(e/Σe - ε/V - (1-ε)·[target]): the scale w/Σe goes into the small matrices beside e, the other two
+    terms are of rank one and of N rows, so e is the only [chunk, V] array besides the logits, and rows of weight
+    zero (padding) are never computed.
+
+    Args: hidden [N, D]; table float32[V, D]; targets int32[N]; weights float32[N], each 0 or 1.
+    Returns: the loss, and sums of "loss", "nll" and "tokens".
+    """
+    return _cross_entropy_in_chunks(hidden, table, targets, weights, label_smoothing, chunk, gradients=False)[0]
+
+
+def _cross_entropy_in_chunks(
+    hidden: Array,
+    table: Array,
+    targets: Array,
+    weights: Array,
+    label_smoothing: float,
+    chunk: int,
+    gradients: bool,
+) -> tuple[tuple[Array, Sums], tuple[Array, Array] | None]:
+    rows, vocab_size = hidden.shape[0], table.shape[0]
+    smoothing = label_smoothing / vocab_size
+    kernel = table.astype(hidden.dtype)
+    # Rows that count come first; the loop below ends after them.
+    order = jnp.argsort(weights == 0, stable=True)
+    pad = lambda x: jnp.pad(x[order], ((0, -rows % chunk), *((0, 0),) * (x.ndim - 1)))
+    h, t, w = pad(hidden), pad(targets), pad(weights)
+    target_rows = kernel[t]
+    h32 = h.astype(jnp.float32)
+    target = jnp.sum(h32 * target_rows, axis=-1)
+    mean = h32 @ jnp.mean(table, axis=0)
+    count = jnp.sum(weights)
+
+    def body(i: Array, carry: tuple) -> tuple:
+        normalisers, dh, dtable = carry
+        part = jax.lax.dynamic_slice_in_dim(h, i * chunk, chunk)
+        z = jnp.dot(part, kernel.T, preferred_element_type=jnp.float32)
+        largest = jnp.max(z, axis=-1)
+        e = jnp.exp(z - largest[:, None])
+        total = jnp.sum(e, axis=-1)
+        normalisers = jax.lax.dynamic_update_slice_in_dim(normalisers, largest + jnp.log(total), i * chunk, 0)
+        if gradients:
+            scale = (jax.lax.dynamic_slice_in_dim(w, i * chunk, chunk) / total)[:, None]
+            e = e.astype(hidden.dtype)
+            from_e = jnp.dot(e, kernel, preferred_element_type=jnp.float32) * scale
+            dh = jax.lax.dynamic_update_slice_in_dim(dh, from_e, i * chunk, 0)
+            scaled = (part * scale).astype(hidden.dtype)
+            dtable = dtable + jnp.dot(e.T, scaled, preferred_element_type=jnp.float32)
+        return normalisers, dh, dtable
+
+    start = (jnp.zeros(w.shape), jnp.zeros(h.shape) if gradients else None, jnp.zeros(table.shape) if gradients else None)
+    chunks = jnp.ceil(count / chunk).astype(jnp.int32)
+    normalisers, dh, dtable = jax.lax.fori_loop(0, chunks, body, start)
+    nll = jnp.sum(w * (normalisers - target))
+    loss = nll + label_smoothing * jnp.sum(w * (target - mean))
+    sums = (loss, {"loss": loss, "nll": nll, "tokens": count})
+    if not gradients:
+        return sums, None
+    weight = w[:, None]
+    direct = weight * (1.0 - label_smoothing)
+    dh = dh - direct * target_rows - weight * smoothing * jnp.sum(table, axis=0)
+    dtable = dtable.at[t].add(-direct * h32) - smoothing * jnp.sum(weight * h32, axis=0)
+    back = jnp.zeros(hidden.shape, hidden.dtype).at[order].set(dh[:rows].astype(hidden.dtype), unique_indices=True)
+    return sums, (back, dtable)
+
+
+def _cross_entropy_forward(
+    hidden: Array, table: Array, targets: Array, weights: Array, label_smoothing: float, chunk: int
+) -> tuple[tuple[Array, Sums], Any]:
+    return _cross_entropy_in_chunks(hidden, table, targets, weights, label_smoothing, chunk, gradients=True)
+
+
+def _cross_entropy_backward(label_smoothing: float, chunk: int, residual: Any, cotangent: Any) -> tuple:
+    dhidden, dtable = jax.tree.map(lambda g: g * cotangent[0].astype(g.dtype), residual)
+    return dhidden, dtable, None, None
+
+
+summed_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def in_chunks(rows_loss: Callable[..., tuple[Array, Sums]], chunk: int) -> Callable[..., tuple[Array, Sums]]:
@@ -78,19 +165,6 @@ def in_chunks(rows_loss: Callable[..., tuple[Array, Sums]], chunk: int) -> Calla
 
     summed.defvjp(forward, backward)
     return summed
-
-
-def smoothed_rows(label_smoothing: float) -> Callable[..., tuple[Array, Sums]]:
-    """The row loss of plain training: rows = hidden [N, D], constants = {targets int32[N], weights float32[N]}."""
-
-    def rows_loss(hidden: Array, table: Array, constants: dict[str, Array]) -> tuple[Array, Sums]:
-        logits = jnp.dot(hidden, table.T.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        smoothed, nll = cross_entropy(logits, constants["targets"], label_smoothing)
-        weights = constants["weights"]
-        total = jnp.sum(weights * smoothed)
-        return total, {"loss": total, "nll": jnp.sum(weights * nll), "tokens": jnp.sum(weights)}
-
-    return rows_loss
 
 
 def consistent_rows(

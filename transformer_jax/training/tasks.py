@@ -10,7 +10,7 @@ from jax import Array
 from transformer_jax.errors import UserError
 from transformer_jax.models.layers import Seeds, fold_in
 from transformer_jax.models.transformer import PAD_ID, EncoderDecoder
-from transformer_jax.training.losses import Sums, consistent_rows, in_chunks, smoothed_rows
+from transformer_jax.training.losses import Sums, consistent_rows, in_chunks, summed_cross_entropy
 
 Batch = dict[str, Any]
 
@@ -72,8 +72,7 @@ class TranslationTask:
         table = self.model.apply({"params": params}, method="output_table")
         constants = {"targets": target.reshape(-1), "weights": (target != PAD_ID).astype(jnp.float32).reshape(-1)}
         if seeds is None or c.regularizer == "none":
-            rows_loss = smoothed_rows(c.label_smoothing)
-            return in_chunks(rows_loss, c.loss_chunk)(hidden(seeds), table, constants)
+            return summed_cross_entropy(hidden(seeds), table, *constants.values(), c.label_smoothing, c.loss_chunk)
         second = fold_in(seeds, "second pass")
         rows_loss = consistent_rows(c.label_smoothing, c.regularizer_weight, symmetric=c.regularizer == "r_drop")
         rows = (hidden(seeds), hidden(second, c.cutoff_rate if c.regularizer == "simcut" else 0.0))
