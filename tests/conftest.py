@@ -1,8 +1,18 @@
 """Fixtures that several tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Datasets, tokenizers and compiled programs of this session: one folder for all its workers and commands."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    os.environ["TRANSFORMER_JAX_CACHE"] = str(path)
+    return path
 
 
 @pytest.fixture(scope="session")

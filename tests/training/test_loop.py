@@ -1,0 +1,138 @@
+"""The training loop in this process: it learns, stops, continues exactly, and knows when it is done."""
+
+import shutil
+
+import pytest
+
+from tests.made_files import FULL, LEARNS, assert_same_run, overrides, tiny_config, write_pairs
+from transformer_jax.analysis.run import load_run
+from transformer_jax.experiment import EvaluationConfig
+from transformer_jax.training import loop
+from transformer_jax.training.loop import Outcome, exhausted, train
+from transformer_jax.training.metric_writer import read_metrics
+
+pytestmark = pytest.mark.xdist_group("loop")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run without interruption."""
+    run = tmp_path_factory.mktemp("run")
+    assert train(tiny_config(data, **FULL), run) == Outcome(60, finished=True)
+    return run
+
+
+def stop_at(monkeypatch, step):
+    """Asks the loop to stop, as a signal would, when that step has been dispatched; None: never again."""
+    monkeypatch.undo()
+    events = []
+    requests, add = loop.stop_requests, loop.Window.add
+
+    def stop_requests():
+        events.append(requests())
+        return events[-1]
+
+    def add_and_stop(window, number, *rest):
+        add(window, number, *rest)
+        if number == step:
+            # The handler that stop_requests installed is what a signal would call.
+            loop.signal.raise_signal(loop.signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Window, "add", add_and_stop)
+
+
+def test_it_learns_a_toy_task(data, tmp_path):
+    folder = write_pairs(tmp_path / "data", train=600, most_words=4)
+    assert train(tiny_config(folder, **LEARNS), tmp_path / "run").finished
+    run = load_run(tmp_path / "run")
+    losses = [r["value"] for r in run.history() if r["name"] == "loss" and r["split"] == "train"]
+    assert losses[-1] < 0.1 * losses[0]
+    sources = (folder / "test.en").read_text().splitlines()
+    targets = (folder / "test.de").read_text().splitlines()
+    exact = sum(map(str.__eq__, run.translate(sources), targets))
+    assert exact >= 0.75 * len(targets)
+
+
+def test_interruptions_change_nothing(data, whole, tmp_path, monkeypatch):
+    """Stopped in the middle of a log window, right after a checkpoint, and before the first one."""
+    run = tmp_path / "run"
+    for step in (3, 20, 33, 34):
+        stop_at(monkeypatch, step)
+        assert train(tiny_config(data, **FULL), run) == Outcome(step, finished=False)
+    monkeypatch.undo()
+    assert train(tiny_config(data, **FULL), run) == Outcome(60, finished=True)
+    assert_same_run(run, whole)
+
+
+def test_a_death_before_the_first_checkpoint_leaves_no_old_metrics(data, whole, tmp_path, monkeypatch):
+    def die(window, number, *rest):
+        add(window, number, *rest)
+        if number == 15:
+            raise SystemExit(9)
+
+    add = loop.Window.add
+    monkeypatch.setattr(loop.Window, "add", die)
+    with pytest.raises(SystemExit):
+        train(tiny_config(data, **FULL), tmp_path / "run")
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")
+    monkeypatch.undo()
+    assert train(tiny_config(data, **FULL), tmp_path / "run").finished
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_finished_run_is_not_touched(data, whole):
+    before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
+    assert train(tiny_config(data, **FULL), whole) == Outcome(60, finished=True)
+    after = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
+    changed = {file.name for file in after if before.get(file) != after[file]}
+    assert changed <= {"environment.json", ".lock"}  # each start is recorded
+
+
+def test_early_stopping_is_final(data, tmp_path):
+    """With a rate far too high the loss soon has no new best; the same command then has nothing to do."""
+    changes = {
+        "optimizer__peak_learning_rate": 3.0,
+        "training__total_steps": 400,
+        "evaluation__every_steps": 5,
+        "evaluation__weights": "latest",
+        "evaluation__decode": "none",
+        "evaluation__metric": "loss",
+        "evaluation__patience": 2,
+    }
+    config = tiny_config(data, **changes)
+    outcome = train(config, tmp_path)
+    assert outcome.finished
+    assert outcome.step < 400
+    rows = len(read_metrics(tmp_path / "metrics.jsonl"))
+    assert train(config, tmp_path) == outcome
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == rows
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "patience", "expected"),
+    [
+        ([1, 2, 2, 1], "bleu", 2, True),
+        ([1, 2, 1, 3], "bleu", 2, False),
+        ([3, 2, 2, 3], "loss", 2, True),
+        ([3, 2, 3, 1], "loss", 2, False),
+        ([3, 3, 3, 3], "loss", 0, False),
+        ([1, 1], "bleu", 2, False),
+    ],
+)
+def test_patience(values, metric, patience, expected):
+    history = [{"split": "validation", "name": metric, "value": value} for value in values]
+    history += [{"split": "train", "name": metric, "value": 99.0}]
+    assert exhausted(history, EvaluationConfig(1, "latest", 1, "greedy", 0, metric, patience)) is expected
+
+
+def test_a_changed_schedule_of_saving_continues_but_another_model_does_not(data, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    changed = tiny_config(data, **FULL, checkpoints__every_steps=10)
+    assert train(changed, run) == Outcome(60, finished=True)
+    assert "checkpoints.every_steps=10" in overrides(data, checkpoints__every_steps=10)
