@@ -1,0 +1,182 @@
+"""The toolkits in turn, each in a process of its own, and the ratios of what they reach."""
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.peers import exports
+from experiments.peers.environments import interpreter, run
+from transformer_jax.analysis.run import Run, load_run
+from transformer_jax.data.datasets import load_dataset
+from transformer_jax.data.pipeline import Pipeline
+from transformer_jax.data.tokenizers import train_tokenizers
+from transformer_jax.evaluation.bleu import translation_scores
+from transformer_jax.experiment import make_model, parse_config, plain
+from transformer_jax.run_directory import write_json
+
+HERE = Path(__file__).resolve().parent
+Result = dict[str, Any]
+
+
+def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) -> Result:
+    """Target tokens/s of this project and of MarianMT: ours, theirs, ours, theirs …
+
+    Args:
+      mapping: the config; its model is made Marian's: normalised after sublayers, with biases everywhere.
+      seconds: of each turn, without installing, compiling and warming up.
+    """
+    values = plain(mapping)
+    values["model"] |= {"norm_placement": "post", "attention_bias": True}
+    config = parse_config(values)
+    python = interpreter(folder, "marian")
+    dataset = load_dataset(config.dataset)
+    tokenizers = train_tokenizers(dataset, config.tokenizer)
+    model = make_model(config, tokenizers).config
+    exports.check_model(model)
+    pipeline = Pipeline(dataset, tokenizers, config.batching, config.seed)
+    batches, settings = folder / "batches.npz", folder / "training.json"
+    count = exports.write_batches(batches, pipeline)
+    write_json(settings, exports.training_settings(config, model, warm_steps=2 * len(pipeline.shapes)))
+    configured = folder / "config.py"
+    configured.write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n"
+    )
+    ours: list[Result] = []
+    marian: list[Result] = []
+    for number in range(1, rounds + 1):
+        command = ["train", f"--config={configured}", f"--seconds={seconds}", "--windows=1"]
+        ours.append(_ours(command, folder))
+        target = folder / "marian.json"
+        script = [str(python), str(HERE / "marian_train.py"), *map(str, (batches, settings, seconds, target))]
+        run(script, folder / "marian.log")
+        marian.append(json.loads(target.read_text()))
+        rates = [_rate(ours[-1]), _rate(marian[-1])]
+        print(f"round {number}: {rates[0]:,.0f} and {rates[1]:,.0f} target tokens/s", flush=True)
+    ratios = [_rate(a) / _rate(b) for a, b in zip(ours, marian, strict=True)]
+    return {"batches": count, "seconds": seconds, "ours": ours, "marian": marian, "ratios": ratios}
+
+
+def format_training(result: Result) -> str:
+    """A line for each round, and the median of their ratios."""
+    lines = ["round   transformer_jax   MarianMT   ratio   (target tokens/s, without padding)"]
+    rounds = zip(result["ours"], result["marian"], result["ratios"], strict=True)
+    for number, (ours, marian, ratio) in enumerate(rounds, 1):
+        lines.append(f"{number:5}   {_rate(ours):15,.0f}   {_rate(marian):8,.0f}   {ratio:5.2f}")
+    ours, marian = result["ours"][0], result["marian"][0]
+    lines.append(f"median ratio {statistics.median(result['ratios']):.2f}")
+    lines.append(f"parameters   {ours['parameters']:,} and {marian['parameters']:,}")
+    lines.append(f"compiling    {ours['compile']['seconds']:.1f} s in the first round, not counted")
+    lines.append(f"versions     jax {ours['jax']}, {_versions(marian)}; {os.cpu_count()} cores")
+    return "\n".join(lines)
+
+
+def compare_decoding(
+    path: str, checkpoint: str, lines: int | None, forced_tokens: int, repeats: int, rounds: int, folder: Path
+) -> Result:
+    """Sentences/s of beam search, tokens to tokens: this project, CTranslate2, and in one round JoeyNMT."""
+    opened = load_run(path, checkpoint)
+    exports.check_model(opened.model.config)
+    pythons = {peer: interpreter(folder, peer) for peer in ("ctranslate2", "joeynmt")}
+    texts, references = (side[:lines] for side in load_dataset(opened.config.dataset).splits["test"].texts())
+    sources = opened.tokenizers.source.encode(texts)
+    weights, request = folder / "weights.npz", folder / "request.json"
+    np.savez(weights, **exports.flat_weights(opened.params, opened.model.config))
+    write_json(request, exports.decoding_request(opened, sources, forced_tokens, repeats))
+    outputs = _own_outputs(opened, sources)
+    own = ["decode", path, f"--checkpoint={checkpoint}", f"--repeats={repeats}"]
+    own += [f"--lines={lines}"] if lines else []
+    rows: dict[str, dict[str, list[float]]] = {}
+    for number in range(rounds):
+        for mode, flags in (("forced", [f"--forced_tokens={forced_tokens}"]), ("free", [])):
+            found = _ours([*own, *flags], folder)["search_lines_per_second"]["median"]
+            rows.setdefault("transformer_jax", {}).setdefault(mode, []).append(found)
+        for peer in ("ctranslate2", "joeynmt") if number == 0 else ("ctranslate2",):
+            target = folder / f"{peer}.json"
+            script = [
+                str(pythons[peer]),
+                str(HERE / f"{peer}_decode.py"),
+                *map(str, (weights, request, target)),
+            ]
+            run(script, folder / f"{peer}.log")
+            record = json.loads(target.read_text())
+            for kind, measured in record.get("by_type", {"float32": record}).items():
+                name = f"{peer} {kind}"
+                outputs[name] = {mode: measured[mode]["outputs"] for mode in ("greedy", "free")}
+                for mode in ("forced", "free"):
+                    rows.setdefault(name, {}).setdefault(mode, []).append(measured[mode]["median"])
+        print(f"round {number + 1} of {rounds} done", flush=True)
+    return {
+        "sentences": len(sources),
+        "forced_tokens": forced_tokens,
+        "decoding": dataclasses.asdict(opened.config.decoding),
+        "sentences_per_second": rows,
+        "agreement": _agreement(opened, outputs, references),
+    }
+
+
+def _own_outputs(opened: Run, sources: Sequence[Sequence[int]]) -> dict[str, dict[str, list[list[int]]]]:
+    settings: dict[str, dict[str, Any]] = {
+        "greedy": {"method": "greedy", "max_length_offset": opened.config.decoding.max_target_length},
+        "free": {},
+    }
+    outputs = {}
+    for name, overrides in settings.items():
+        translator = opened.translator(**overrides)
+        outputs[name] = [best[0].tokens for best in translator.decoder.decode(translator.params, sources)]
+    return {"transformer_jax": outputs}
+
+
+def _agreement(opened: Run, outputs: Result, references: Sequence[str]) -> dict[str, dict[str, float]]:
+    """For each toolkit, BLEU with the beam, and the share of outputs equal to ours, greedy and with it."""
+    found = {}
+    for name, modes in outputs.items():
+        row = {}
+        for mode in ("greedy", "free"):
+            pairs = zip(modes[mode], outputs["transformer_jax"][mode], strict=True)
+            row[f"{mode}_equal"] = statistics.mean(list(a) == list(b) for a, b in pairs)
+        texts = opened.tokenizers.target.decode(modes["free"])
+        found[name] = {**row, "bleu": translation_scores(texts, references)["bleu"]}
+    return found
+
+
+def format_decoding(result: Result) -> str:
+    """A line for each toolkit: medians over rounds, and this project's ratio to it."""
+    forced = f"{result['forced_tokens']} tokens"
+    lines = [
+        f"beam {result['decoding']['beam_size']}, {result['sentences']} sentences, sentences/s; "
+        "(ratio): this project to that toolkit",
+        f"{'':20}{forced:>10} {'ratio':>7}{'free':>10} {'ratio':>7}   BLEU   equal outputs: greedy, beam",
+    ]
+    rows = result["sentences_per_second"]
+    for name, modes in rows.items():
+        text = f"{name:20}"
+        for mode in ("forced", "free"):
+            own, rate = statistics.median(rows["transformer_jax"][mode]), statistics.median(modes[mode])
+            text += f"{rate:10.1f} {own / rate:7.2f}"
+        agreement = result["agreement"][name]
+        equal = f"{agreement['greedy_equal']:.1%}, {agreement['free_equal']:.1%}"
+        lines.append(f"{text}  {agreement['bleu']:5.2f}   {equal}")
+    return "\n".join(lines)
+
+
+def _ours(arguments: Sequence[str], folder: Path) -> Result:
+    target = folder / "ours.json"
+    command = [sys.executable, str(HERE.parent / "benchmark.py"), *arguments, f"--output={target}"]
+    run(command, folder / "ours.log")
+    return json.loads(target.read_text())
+
+
+def _rate(record: Result) -> float:
+    rate = record["target_tokens_per_second"]
+    return rate["median"] if isinstance(rate, dict) else rate
+
+
+def _versions(record: Result) -> str:
+    return ", ".join(f"{name} {version}" for name, version in record["versions"].items())

@@ -1,0 +1,44 @@
+"""Virtual environments for other toolkits, made once in a work folder; the project's own stays as it is."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformer_jax.errors import UserError
+
+TORCH = "torch==2.13.0"  # the CPU build, where pip's index has one: it is enough, and gigabytes smaller
+REQUIREMENTS = {
+    "marian": (TORCH, "numpy==2.4.6", "transformers==5.23.0"),
+    "joeynmt": (TORCH, "numpy==2.4.6", "joeynmt==2.3.0", "importlib_metadata"),
+    "ctranslate2": ("numpy==2.4.6", "ctranslate2==4.8.5"),
+}
+
+
+def interpreter(folder: Path, peer: str) -> Path:
+    """The Python of a peer's environment in ``folder``, which is made and filled when it is not there yet."""
+    home = folder / "environments" / peer
+    python, done = home / "bin" / "python", home / "installed.txt"
+    wanted = "\n".join(REQUIREMENTS[peer])
+    if not done.exists() or done.read_text() != wanted:
+        print(f"installing {peer}: {' '.join(REQUIREMENTS[peer])}", flush=True)
+        run([sys.executable, "-m", "venv", "--clear", str(home)], folder / f"{peer}-install.log")
+        install = [str(python), "-m", "pip", "install", "--quiet", *REQUIREMENTS[peer]]
+        run(install, folder / f"{peer}-install.log")
+        done.write_text(wanted)
+    return python
+
+
+def run(command: Sequence[str], log: Path) -> None:
+    """Runs a command with its output in ``log``, without what this process was told about its own devices.
+
+    Raises: UserError when it fails, with the end of the log.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMER_JAX_PREPARED"}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    with log.open("w") as output:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
+    if done.returncode:
+        end = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+        raise UserError(f"{' '.join(command[:4])} … failed with status {done.returncode}; see {log}:\n{end}")

@@ -1,0 +1,54 @@
+"""Measures other toolkits beside this one, on the same data, model and machine, in turn.
+
+    python experiments/peers/measure.py train --config=configs/multi30k.py:tiny --seconds=60 --rounds=3
+    python experiments/peers/measure.py decode runs/multi30k-tiny --forced_tokens=25
+
+`train`: Hugging Face's MarianMT in a plain PyTorch loop; ours as Marian's post-norm model; the same batches.
+`decode`: beam search of the test split by CTranslate2 and JoeyNMT with the run's own weights, as long as the
+model likes and with every output forced to one length. BLEU and the share of equal outputs say whether they
+compute the same. Each toolkit runs in a process of its own; on first use it is installed in an environment of
+its own in --folder. They see this process's environment variables and cores, and no accelerator is used.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command_line
+from transformer_jax.errors import UserError
+
+CONFIG = command_line.define_config() if "train" in sys.argv else None
+SECONDS = flags.DEFINE_float("seconds", 60.0, "train: time measured, for each toolkit in each round")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "how often the toolkits take turns", lower_bound=1)
+FORCED = flags.DEFINE_integer("forced_tokens", 25, "decode: steps every output takes", lower_bound=1)
+REPEATS = flags.DEFINE_integer("repeats", 5, "decode: translations of the split in each round", lower_bound=1)
+LINES = flags.DEFINE_integer("lines", None, "decode: only the first lines of the test split", lower_bound=1)
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "decode: best, latest, a step, average:N or ema")
+FOLDER = flags.DEFINE_string("folder", None, "work folder; default: peers in the cache folder")
+OUTPUT = flags.DEFINE_string("output", None, "JSON file to write everything measured to")
+
+
+def main(arguments: list[str]) -> None:
+    from experiments.peers import comparison
+    from transformer_jax.data.cache import cache_directory
+    from transformer_jax.run_directory import write_json
+
+    if arguments[0] not in ("train", "decode") or len(arguments) != (1 if CONFIG is not None else 2):
+        raise UserError(f"{' '.join(arguments)}: wanted is train --config=…, or decode RUN.")
+    folder = Path(FOLDER.value or cache_directory() / "peers").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    if CONFIG is not None:
+        result = comparison.compare_training(CONFIG.value, SECONDS.value, ROUNDS.value, folder)
+        print(comparison.format_training(result))
+    else:
+        result = comparison.compare_decoding(
+            arguments[1], CHECKPOINT.value, LINES.value, FORCED.value, REPEATS.value, ROUNDS.value, folder
+        )
+        print(comparison.format_decoding(result))
+    if OUTPUT.value:
+        write_json(Path(OUTPUT.value), result)
+
+
+if __name__ == "__main__":
+    command_line.run_main(main, ("train | decode RUN...",))
