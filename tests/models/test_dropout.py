@@ -1,6 +1,6 @@
 """Dropout masks come from a hash: they must be as good as coin tosses, and follow from the row's seed alone.
 
-Every statistic is a z score, which for fair coins is of order one. Chance passes the bounds of 4 to 6.5 (more where
+Every statistic is a z score, of order one for fair coins. Chance passes the bounds of 4 to 6.5 (more where$
 more are looked at) less than once in a thousand. Seeds are fixed: nothing here changes from run to run.
 """
 
@@ -67,7 +67,7 @@ def test_neighbours_and_distant_elements_of_a_row_are_independent(coins: np.ndar
 
 
 def test_no_single_row_repeats_itself(coins: np.ndarray) -> None:
-    """Every row has a multiplier of its own, and none may be a bad one: correlation with itself at all lags."""
+    """Every row has a multiplier of its own, and none may be bad: correlation with itself at all lags."""
     padded = np.pad(signs(coins), ((0, 0), (0, LENGTH)))
     products = np.fft.irfft(np.abs(np.fft.rfft(padded, axis=1)) ** 2, axis=1)[:, 1 : LENGTH - 64]
     z = products / np.sqrt(LENGTH - np.arange(1, LENGTH - 64))
