@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments.peers import exports
 from experiments.peers.environments import interpreter, run
 from transformer_jax.analysis.run import Run, load_run
@@ -87,7 +85,7 @@ def compare_decoding(
     texts, references = (side[:lines] for side in load_dataset(opened.config.dataset).splits["test"].texts())
     sources = opened.tokenizers.source.encode(texts)
     weights, request = folder / "weights.npz", folder / "request.json"
-    np.savez(weights, **exports.flat_weights(opened.params, opened.model.config))
+    exports.write_arrays(weights, exports.flat_weights(opened.params, opened.model.config))
     write_json(request, exports.decoding_request(opened, sources, forced_tokens, repeats))
     outputs = _own_outputs(opened, sources)
     own = ["decode", path, f"--checkpoint={checkpoint}", f"--repeats={repeats}"]
@@ -137,12 +135,12 @@ def _agreement(opened: Run, outputs: Result, references: Sequence[str]) -> dict[
     """For each toolkit, BLEU with the beam, and the share of outputs equal to ours, greedy and with it."""
     found = {}
     for name, modes in outputs.items():
-        row = {}
+        equal = {}
         for mode in ("greedy", "free"):
             pairs = zip(modes[mode], outputs["transformer_jax"][mode], strict=True)
-            row[f"{mode}_equal"] = statistics.mean(list(a) == list(b) for a, b in pairs)
+            equal[f"{mode}_equal"] = statistics.mean(list(a) == list(b) for a, b in pairs)
         texts = opened.tokenizers.target.decode(modes["free"])
-        found[name] = {**row, "bleu": translation_scores(texts, references)["bleu"]}
+        found[name] = {**equal, "bleu": float(translation_scores(texts, references)["bleu"])}
     return found
 
 

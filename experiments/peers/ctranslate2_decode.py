@@ -11,6 +11,7 @@ import shutil
 import statistics
 import sys
 import time
+from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -28,12 +29,12 @@ def convert(weights: dict, request: dict, folder: str) -> None:
         pre_norm=model["norm_placement"] == "pre",
     )
 
-    def linear(target, *names: str) -> None:
+    def linear(target: Any, *names: str) -> None:
         """One layer [out, in] of several kernels [in, out] side by side."""
         target.weight = np.concatenate([weights[f"{name}/kernel"].T for name in names]).copy()
         target.bias = np.concatenate([weights[f"{name}/bias"] for name in names])
 
-    def norm(target, name: str) -> None:
+    def norm(target: Any, name: str) -> None:
         target.gamma, target.beta = weights[f"{name}/scale"], weights[f"{name}/bias"]
 
     for side, stack in (("encoder", spec.encoder), ("decoder", spec.decoder)):
@@ -82,7 +83,7 @@ def main(weights: str, asked: str, result: str) -> None:
     number = {piece: i for i, piece in enumerate(pieces)}
     sources = [[pieces[i] for i in source] + [pieces[1]] for source in request["sources"]]
 
-    def translate(translator, batch_size: int, **options) -> tuple[float, list[list[int]]]:
+    def translate(translator: Any, batch_size: int, **options: Any) -> tuple[float, list[list[int]]]:
         begin = time.monotonic()
         found = translator.translate_batch(
             sources,

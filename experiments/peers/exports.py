@@ -33,11 +33,16 @@ def check_model(model: TransformerConfig, **also: tuple[Any, ...]) -> None:
             raise UserError(f"model.{name} is {getattr(model, name)!r}; a peer can only have {allowed[0]!r}.")
 
 
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays by name, as `np.load` reads them."""
+    np.savez(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+
+
 def write_batches(path: Path, pipeline: Pipeline) -> int:
     """One epoch of training batches, in order: source_0, target_0, source_1 …, int32. Returns how many."""
     count = len(pipeline.epoch(0))
     batches = itertools.islice(pipeline.iterator(), count)
-    np.savez(path, **{f"{side}_{i}": batch[side] for i, batch in enumerate(batches) for side in batch})
+    write_arrays(path, {f"{side}_{i}": batch[side] for i, batch in enumerate(batches) for side in batch})
     return count
 
 

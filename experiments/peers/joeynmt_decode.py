@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import joeynmt
 import numpy as np
@@ -92,7 +93,7 @@ def main(weights: str, asked: str, result: str) -> None:
     sources = [[theirs.get(i, i) for i in (*source, 1)] for source in request["sources"]]
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
 
-    def translate(**options) -> tuple[float, list[list[int]]]:
+    def translate(**options: Any) -> tuple[float, list[list[int]]]:
         outputs: list[list[int]] = [[] for _ in sources]
         begin = time.monotonic()
         for first in range(0, len(order), BATCH_SIZE):
