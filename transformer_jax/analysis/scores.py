@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from transformer_jax.analysis.averaging import RECORD
 from transformer_jax.analysis.run import Run
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.errors import UserError
@@ -36,7 +37,9 @@ def evaluate_run(
     Raises: UserError when there are no pairs, or not as many references as sources.
     """
     if not sources or len(sources) != len(references):
-        raise UserError(f"{len(sources)} sources and {len(references)} references; there must be as many, at least one.")
+        raise UserError(
+            f"{len(sources)} sources and {len(references)} references; there must be as many, at least one."
+        )
     translator = run.translator(**decoding)
     begin = time.monotonic()
     translations = translator.translate(list(sources))
@@ -44,12 +47,20 @@ def evaluate_run(
     text = "\n".join([*sources, "", *references])
     record: dict[str, Any] = {
         "data": {**data, "sentences": len(sources), "sha256": hashlib.sha256(text.encode()).hexdigest()},
-        "checkpoint": {"choice": run.checkpoint, "steps": run.steps, "weights": run.config.evaluation.weights},
+        "checkpoint": {
+            "choice": run.checkpoint,
+            "steps": run.steps,
+            "weights": run.config.evaluation.weights,
+        },
         "decoding": asdict(translator.config),
     }
+    average = run.directory.path / RECORD
+    if average.is_file():
+        record["checkpoint"]["averaged"] = json.loads(average.read_text())
     name = f"{data['split']}-{run.checkpoint.replace(':', '')}-{_digest(record)}"
     record |= {
-        "scores": translation_scores(translations, references) | reference_perplexity(run, sources, references),
+        "scores": translation_scores(translations, references)
+        | reference_perplexity(run, sources, references),
         "translation_seconds": seconds,
         "translations": f"translations/{name}.txt",
         "devices": [str(device) for device in jax.devices()],
@@ -69,12 +80,19 @@ def _digest(settings: dict[str, Any]) -> str:
 def reference_perplexity(run: Run, sources: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Perplexity per target token, ends of sentence included; pairs too long to be scored whole are counted."""
     limit = run.config.decoding.max_source_length
-    encoded = zip(run.tokenizers.source.encode(list(sources)), run.tokenizers.target.encode(list(references)), strict=True)
+    encoded = zip(
+        run.tokenizers.source.encode(list(sources)),
+        run.tokenizers.target.encode(list(references)),
+        strict=True,
+    )
     fitting = [(s, t) for s, t in encoded if max(len(s), len(t)) < limit]
     tokens = run.token_log_probs([s for s, _ in fitting], [t for _, t in fitting])
     count = sum(map(len, tokens))
     nll = -sum(float(row.sum()) for row in tokens) / max(count, 1)
-    return {"perplexity": math.exp(min(nll, 700.0)), "perplexity_pairs_left_out": float(len(sources) - len(fitting))}
+    return {
+        "perplexity": math.exp(min(nll, 700.0)),
+        "perplexity_pairs_left_out": float(len(sources) - len(fitting)),
+    }
 
 
 def format_record(record: dict[str, Any]) -> str:
