@@ -200,7 +200,8 @@ def _is_safe(key: str) -> bool:
 
 def _make_writable(path: Path) -> Path:
     for parent in [path, *path.parents]:
-        if parent.exists() and not parent.is_dir():
+        # Path.exists raises where a folder above may not be entered.
+        if os.path.exists(parent) and not os.path.isdir(parent):
             raise UserError(
                 f"The run directory {path} cannot be: {parent} is a file. Choose another --workdir."
             )
