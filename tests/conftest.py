@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Most of the time of these tests is compiling small programs; they need not be fast ones.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:

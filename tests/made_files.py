@@ -27,7 +27,7 @@ TINY = {
     "tokenizer.vocab_size": 64,
     "tokenizer.sampling": 0.0,
     "batching.tokens_per_batch": 256,
-    "batching.num_shapes": 3,
+    "batching.num_shapes": 2,
     "batching.max_length": 32,
     "batching.rows_multiple": 4,
     "model.d_model": 16,

@@ -1,0 +1,137 @@
+"""What is done with a finished run: scored, translated with, opened in Python."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.experiments.commands import command
+from tests.made_files import FULL, tiny_config, write_pairs
+from transformer_jax.analysis.run import load_run
+from transformer_jax.errors import UserError
+from transformer_jax.training.loop import train
+
+pytestmark = pytest.mark.xdist_group("evaluate")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    assert train(tiny_config(data, **FULL), run).finished
+    return run
+
+
+def test_evaluate_writes_a_record_and_the_translations(data, trained):
+    done = command("evaluate", trained, "--checkpoint=average:2", "--beam_size=3")
+    assert done.returncode == 0, done.stderr
+    (file,) = (trained / "scores").glob("test-average2-*.json")
+    record = json.loads(file.read_text())
+    assert str(file) in done.stdout
+    assert record["scores"]["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a")
+    assert record["scores"]["bleu_signature"] in done.stdout
+    assert {"bleu", "chrf", "chrf_signature", "bleu_lowercase_tokenized", "exact_match", "perplexity"} <= set(
+        record["scores"]
+    )
+    assert record["checkpoint"]["steps"] == [40, 60]
+    assert record["decoding"]["beam_size"] == 3
+    assert record["data"]["sentences"] == 24
+    assert len(record["data"]["sha256"]) == 64
+    assert record["packages"]["jax"] == jax.__version__
+    lines = (trained / record["translations"]).read_text().split("\n")
+    assert len(lines) == 25
+    assert lines[-1] == ""
+    # Files with the same pairs give the same scores.
+    words = f"--files={data / 'test.en'},{data / 'test.de'}"
+    done = command("evaluate", trained, words, "--checkpoint=average:2", "--beam_size=3")
+    assert done.returncode == 0, done.stderr
+    (again,) = (trained / "scores").glob("files-average2-*.json")
+    assert json.loads(again.read_text())["scores"] == record["scores"]
+
+
+def test_evaluate_refuses_what_is_not_there(data, trained, tmp_path):
+    for words, parts in [
+        (["--split=tset"], ["tset", "train, validation, test"]),
+        (["--checkpoint=average:9"], ["average:9", "[20, 40, 60]"]),
+        ([f"--files={data / 'train.en'},{data / 'test.de'}"], ["not aligned"]),
+    ]:
+        done = command("evaluate", trained, *words)
+        assert done.returncode == 2
+        assert all(part in done.stderr for part in parts), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_translate_keeps_lines_in_place(trained, tmp_path):
+    text = "one two\n\nthree\n\n\nfour five six\n"
+    (tmp_path / "in.en").write_text(text)
+    done = command("translate", trained, tmp_path / "in.en", f"--output={tmp_path / 'out.de'}")
+    assert done.returncode == 0, done.stderr
+    piped = command("translate", trained, text=text)
+    assert piped.returncode == 0, piped.stderr
+    assert piped.stdout == (tmp_path / "out.de").read_text()
+    lines = piped.stdout.split("\n")
+    assert len(lines) == 7
+    assert not any(lines[i] for i in (1, 3, 4, 6))
+    assert piped.stdout.split("\n")[:-1] == load_run(trained).translate(text.split("\n")[:-1])
+
+
+def test_load_run_opens_every_choice(trained):
+    run = load_run(trained)
+    flat = lambda params: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+    step = {number: flat(run.load(str(number))) for number in (20, 40, 60)}
+    np.testing.assert_array_equal(flat(run.load("latest")), step[60])
+    mean = (step[40].astype(np.float64) + step[60]) / 2
+    np.testing.assert_array_equal(flat(run.load("average:2")), mean.astype(np.float32))
+    assert load_run(trained, "average:2").steps == [40, 60]
+    assert not np.array_equal(flat(run.load("ema")), step[60])
+    # Best is what evaluation scored: here the mean of the checkpoints up to it.
+    bleu = {row["step"]: row["value"] for row in run.history() if row["name"] == "bleu"}
+    best = max(bleu, key=lambda number: (bleu[number], number))
+    assert run.steps == [best]
+    used = [step[number] for number in (20, 40, 60) if number <= best]
+    np.testing.assert_allclose(flat(run.params), np.mean(used, axis=0), rtol=1e-5, atol=1e-7)
+    assert run.score(["one two"], ["eins zwei"]).shape == (1,)
+
+
+@pytest.mark.parametrize("checkpoint", ["beste", "30", "average:0", "average:4", "average", "ema:2", ""])
+def test_load_run_names_what_it_has(trained, checkpoint):
+    with pytest.raises(UserError, match=r"\[20, 40, 60\]"):
+        load_run(trained, checkpoint)
+
+
+def test_load_run_without_a_run_or_a_checkpoint(trained, tmp_path):
+    with pytest.raises(UserError, match="Did you mean"):
+        load_run(trained.with_name("trainde"))
+    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        load_run(tmp_path)
+
+
+def test_average_makes_a_run_that_opens_like_any_other(trained, tmp_path):
+    output = tmp_path / "averaged"
+    done = command("average", trained, "--last=3", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+    averaged = load_run(output)
+    same(averaged.params, load_run(trained, "average:3").params)
+    record = {"run": str(trained), "steps": [20, 40, 60]}
+    assert json.loads((output / "averaged.json").read_text()) == record
+    assert averaged.translate(["one two", ""])[1] == ""
+    done = command("evaluate", output, "--beam_size=1")
+    assert done.returncode == 0, done.stderr
+    (file,) = (output / "scores").glob("*.json")
+    assert json.loads(file.read_text())["checkpoint"]["averaged"] == record
+    for words, part in [
+        ([trained, "--last=2", f"--output={output}"], "holds a run already"),
+        ([trained, "--last=9", f"--output={tmp_path / 'other'}"], "only 3 checkpoints"),
+        ([trained], "--output is required"),
+    ]:
+        done = command("average", *words)
+        assert done.returncode == 2, done.stdout
+        assert part in done.stderr
+    assert not (tmp_path / "other").exists()
