@@ -7,6 +7,7 @@ G key/value heads, K head_dim, F d_ff, V vocabulary.
 import zlib
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +36,12 @@ class Weights(nn.Module):
         init = nn.initializers.variance_scaling(
             1.0, "fan_avg", "uniform", in_axis=tuple(range(split)), out_axis=tuple(range(split, rank))
         )
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
+        kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape)
         if not self.use_bias:
             return kernel, None
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[split:])
-        return kernel, self.param("bias", zeros, self.shape[split:])
+        bias: Any = self.param("bias", zeros, self.shape[split:])
+        return kernel, bias
 
 
 class Embedding(nn.Module):
@@ -53,7 +55,8 @@ class Embedding(nn.Module):
     def __call__(self) -> Array:
         init = nn.initializers.normal(self.features**-0.5)
         shape = (self.vocab_size, self.features)
-        return self.param("embedding", nn.with_logical_partitioning(init, self.axes), shape)
+        table: Any = self.param("embedding", nn.with_logical_partitioning(init, self.axes), shape)
+        return table
 
 
 class Norm(nn.Module):
@@ -66,13 +69,13 @@ class Norm(nn.Module):
     def __call__(self, x: Array) -> Array:
         features = x.shape[-1:]
         ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", ones, features)
+        scale: Any = self.param("scale", ones, features)
         if self.kind == "rms_norm":
             x32 = x.astype(jnp.float32)
             rms = jnp.sqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
             return (x32 / rms * scale).astype(x.dtype)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-        bias = self.param("bias", zeros, features)
+        bias: Any = self.param("bias", zeros, features)
         return layer_norm(x, scale, bias, self.epsilon)
 
 

@@ -141,7 +141,7 @@ class Layer(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        attention = dict(
+        attention: dict[str, Any] = dict(
             d_model=c.d_model,
             num_heads=c.num_heads,
             num_kv_heads=c.kv_heads,
@@ -181,7 +181,7 @@ class Layer(nn.Module):
         x = self._residual(
             x, "self_attention", lambda h: self.self_attention(h, h, self_bias, positions, self_seeds), seeds
         )
-        if self.has_memory:
+        if memory is not None:
             x = self._residual(
                 x,
                 "cross_attention",
@@ -203,8 +203,8 @@ class Layer(nn.Module):
                 cache[name] = jax.lax.dynamic_update_slice(
                     cache[name], value[:, :, None], (0, 0, index, 0, 0)
                 )
-            slots = (cache[name].reshape(*value.shape[:2], -1, c.head_dim) for name in ("key", "value"))
-            return self.self_attention.attend(self.self_attention.query(h, positions), *slots, self_bias)
+            k, v = (cache[name].reshape(*value.shape[:2], -1, c.head_dim) for name in ("key", "value"))
+            return self.self_attention.attend(self.self_attention.query(h, positions), k, v, self_bias)
 
         def cross_attention(h: Array) -> Array:
             q = self.cross_attention.query(h)
@@ -268,7 +268,7 @@ class Stack(nn.Module):
         terms = [bias, self.position_bias(positions, positions)]
         if self.causal:
             terms.append(jnp.where(positions[None, :] <= positions[:, None], 0.0, MASKED))
-        self_bias = sum(term for term in terms if term is not None)
+        self_bias: Any = sum(term for term in terms if term is not None)
         rotations = positions if c.positions == "rotary" else None
         shared = (self_bias, memory, cross_bias, rotations, seeds)
         if c.scan_layers:
@@ -319,7 +319,9 @@ class EncoderDecoder(nn.Module):
             )
         x = self._table(side)[tokens] * c.d_model**0.5
         if cut:
-            x = jnp.where(dropout(jnp.ones(tokens.shape), seeds, f"{side}_cutoff", cut)[..., None] > 0, x, 0.0)
+            x = jnp.where(
+                dropout(jnp.ones(tokens.shape), seeds, f"{side}_cutoff", cut)[..., None] > 0, x, 0.0
+            )
         if c.positions in ("sinusoidal", "learned"):
             learned = c.positions == "learned"
             table = (

@@ -66,15 +66,22 @@ class TranslationTask:
         c, source, target = self.config, batch["source"], batch["target"]
 
         def hidden(seeds: Seeds, cut: float = 0.0) -> Array:
-            x = self.model.apply({"params": params}, source, target, seeds, cut, method="hidden")
+            x: Any = self.model.apply({"params": params}, source, target, seeds, cut, method="hidden")
             return x.reshape(-1, x.shape[-1])
 
         table = self.model.apply({"params": params}, method="output_table")
-        constants = {"targets": target.reshape(-1), "weights": (target != PAD_ID).astype(jnp.float32).reshape(-1)}
+        constants = {
+            "targets": target.reshape(-1),
+            "weights": (target != PAD_ID).astype(jnp.float32).reshape(-1),
+        }
         if seeds is None or c.regularizer == "none":
-            return summed_cross_entropy(hidden(seeds), table, *constants.values(), c.label_smoothing, c.loss_chunk)
+            return summed_cross_entropy(
+                hidden(seeds), table, *constants.values(), c.label_smoothing, c.loss_chunk
+            )
         second = fold_in(seeds, "second pass")
-        rows_loss = consistent_rows(c.label_smoothing, c.regularizer_weight, symmetric=c.regularizer == "r_drop")
+        rows_loss = consistent_rows(
+            c.label_smoothing, c.regularizer_weight, symmetric=c.regularizer == "r_drop"
+        )
         rows = (hidden(seeds), hidden(second, c.cutoff_rate if c.regularizer == "simcut" else 0.0))
         return in_chunks(rows_loss, c.loss_chunk)(rows, table, constants)
 
