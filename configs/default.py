@@ -121,7 +121,6 @@ def get_config() -> ConfigDict:
     config.decoding.sampling.top_p = 1.0
     config.decoding.sampling.min_p = 0.0
 
-
     config.mesh = ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1

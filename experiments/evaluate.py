@@ -16,7 +16,9 @@ from experiments.decoding_flags import decoding_overrides, define_decoding_flags
 from transformer_jax.host import prepare_cpu
 
 SPLIT = flags.DEFINE_string("split", "test", "train, validation or test")
-FILES = flags.DEFINE_string("files", None, "instead of a split: SOURCE,REFERENCE line-aligned, or PAIRS.tsv; plain or .gz")
+FILES = flags.DEFINE_string(
+    "files", None, "instead of a split: SOURCE,REFERENCE line-aligned, or PAIRS.tsv; plain or .gz"
+)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
 define_decoding_flags()
 

@@ -15,8 +15,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 CONFIG = CHECKOUT / "configs" / "parallel_text.py"
 WORDS = dict(
     zip(
-        "one two three four five six seven eight nine ten eleven twelve".split(),
-        "eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf".split(),
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"],
+        ["eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn", "elf", "zwölf"],
         strict=True,
     )
 )

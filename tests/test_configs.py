@@ -52,7 +52,7 @@ def test_all_config_files_are_tested_and_refuse_unknown_variants():
     named = {spec.partition(":")[0] for spec in ALL}
     assert named == {file.name for file in CONFIGS.glob("*.py")} - {"__init__.py", "default.py"}
     for name in named:
-        with pytest.raises(Exception, match="no-such-variant|takes no argument"):
+        with pytest.raises(Exception, match=r"no-such-variant|takes no argument"):
             load_config(f"{CONFIGS / name}:no-such-variant")
 
 

@@ -33,7 +33,9 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0 <= self.ema_decay < 1:
-            raise UserError(f"training.ema_decay is {self.ema_decay}; it must be at least 0 (no average) and below 1.")
+            raise UserError(
+                f"training.ema_decay is {self.ema_decay}; it must be at least 0 (no average) and below 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class EvaluationConfig:
             if getattr(self, name) < least:
                 raise UserError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.metric == "bleu" and self.decode == "none":
-            raise UserError("evaluation.metric='bleu' needs translations: set evaluation.decode to 'greedy' or 'beam'.")
+            raise UserError(
+                "evaluation.metric='bleu' needs translations: set evaluation.decode to 'greedy' or 'beam'."
+            )
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,11 @@ def parse_config(mapping: Any) -> RunConfig:
             "two vocabularies; set tokenizer.joint=True, or model.tie_embeddings to 'target_output' or 'none'."
         )
     model = model_config(config, tokenizer.vocab_size, tokenizer.vocab_size)
-    for section, name in (("batching", "max_length"), ("decoding", "max_source_length"), ("decoding", "max_target_length")):
+    for section, name in (
+        ("batching", "max_length"),
+        ("decoding", "max_source_length"),
+        ("decoding", "max_target_length"),
+    ):
         length = getattr(getattr(config, section), name)
         if model.positions in ("sinusoidal", "learned") and length > model.max_length:
             raise UserError(
@@ -123,7 +131,9 @@ def parse_config(mapping: Any) -> RunConfig:
             )
     evaluation = config.evaluation
     if evaluation.weights == "ema" and not config.training.ema_decay:
-        raise UserError("evaluation.weights='ema' needs an average: set training.ema_decay, for example to 0.999.")
+        raise UserError(
+            "evaluation.weights='ema' needs an average: set training.ema_decay, for example to 0.999."
+        )
     if evaluation.weights == "average" and config.checkpoints.keep_latest < evaluation.average - 1:
         raise UserError(
             f"evaluation.average={evaluation.average} needs {evaluation.average - 1} earlier checkpoints, but "
@@ -150,4 +160,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
-

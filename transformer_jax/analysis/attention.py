@@ -50,7 +50,9 @@ def plot_attention(weights: np.ndarray, rows: Sequence[str], columns: Sequence[s
         for head in range(heads):
             axis = axes[layer, head]
             image = axis.imshow(weights[layer, head], vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto")
-            axis.set_xticks(range(len(columns)), columns if layer == layers - 1 else [], rotation=90, fontsize=7)
+            axis.set_xticks(
+                range(len(columns)), columns if layer == layers - 1 else [], rotation=90, fontsize=7
+            )
             axis.set_yticks(range(len(rows)), rows if head == 0 else [], fontsize=7)
             if layer == 0:
                 axis.set_title(f"head {head}", fontsize=8)
@@ -67,8 +69,16 @@ def save_attention_figures(run: Run, source: str, target: str, folder: Path) -> 
     inputs = [*(bos or ["<s>"]), *target_pieces[:-1]]
     labels = {
         "encoder": (source_pieces, source_pieces, "Encoder self-attention: rows look at columns"),
-        "decoder": (target_pieces, inputs, "Decoder self-attention: to predict a row, the model looks at columns"),
-        "cross": (target_pieces, source_pieces, "Cross-attention: to predict a row, the model looks at columns"),
+        "decoder": (
+            target_pieces,
+            inputs,
+            "Decoder self-attention: to predict a row, the model looks at columns",
+        ),
+        "cross": (
+            target_pieces,
+            source_pieces,
+            "Cross-attention: to predict a row, the model looks at columns",
+        ),
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -15,7 +15,6 @@ import jax
 
 from transformer_jax.analysis.averaging import RECORD
 from transformer_jax.analysis.run import Run
-from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation.bleu import translation_scores
 from transformer_jax.run_directory import git_state, write_json, write_text

@@ -21,9 +21,7 @@ from transformer_jax.training.step import make_evaluation_step
 from transformer_jax.training.tasks import Task, summarise
 
 
-def split_loss(
-    evaluate: Any, params: Any, batches: Sequence[Any], mesh: Mesh
-) -> dict[str, float]:
+def split_loss(evaluate: Any, params: Any, batches: Sequence[Any], mesh: Mesh) -> dict[str, float]:
     """Loss and perplexity over all target tokens of a split, from sums over its batches."""
     total: dict[str, float] = {}
     for sums in [evaluate(params, place_batch(mesh, batch.batch)) for batch in batches]:

@@ -97,8 +97,8 @@ def check_rows(config: RunConfig, mesh: Mesh) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.training.accumulation
     if config.batching.rows_multiple % parts:
         raise UserError(
-            f"batching.rows_multiple={config.batching.rows_multiple} does not divide over mesh.data={mesh.shape['data']} × "
-            f"mesh.fsdp={mesh.shape['fsdp']} × training.accumulation={config.training.accumulation}; set it to a "
+            f"batching.rows_multiple={config.batching.rows_multiple} does not divide over mesh.data={mesh.shape['data']} * "
+            f"mesh.fsdp={mesh.shape['fsdp']} * training.accumulation={config.training.accumulation}; set it to a "
             f"multiple of {parts}."
         )
 
