@@ -75,7 +75,9 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
         spec = []
         for size, axis in zip(leaf.value.shape, leaf.names, strict=True):
             if axis is not None and axis not in rules:
-                raise UserError(f"sharding: parameter {name} has the axis {axis!r}, which has no rule; known: {sorted(rules)}.")
+                raise UserError(
+                    f"sharding: parameter {name} has the axis {axis!r}, which has no rule; known: {sorted(rules)}."
+                )
             mesh_axis = rules[axis] if axis is not None else None
             if mesh_axis is not None and size % mesh.shape[mesh_axis]:
                 raise UserError(
@@ -85,7 +87,9 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
             spec.append(mesh_axis)
         return NamedSharding(mesh, P(*spec))
 
-    return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return jax.tree_util.tree_map_with_path(
+        place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    )
 
 
 def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
