@@ -1,6 +1,6 @@
 """Beam search: equal to exhaustive search when wide enough; its rules one by one."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,11 @@ TOKENS = (4, 5, 6)
 SOURCE = np.array([[9, 8, 1, 0], [5, 1, 0, 0], [7, 7, 6, 1], [12, 30, 1, 0]], np.int32)
 
 
+@cache
+def compiled(searcher):
+    return jax.jit(partial(search, searcher), static_argnums=2)
+
+
 def run(params, limits, *, model=None, beam=40, n=4, alpha=0.6, beta=0.0, minimum=1, prefix=None, length=5):
     rows = len(SOURCE)
     requests = Requests(
@@ -31,7 +36,7 @@ def run(params, limits, *, model=None, beam=40, n=4, alpha=0.6, beta=0.0, minimu
         jnp.zeros((rows, 2), jnp.int32),
     )
     searcher = BeamSearch(model or TableModel(), beam, n, alpha, beta, minimum)
-    return jax.device_get(jax.jit(partial(search, searcher), static_argnums=2)(params, requests, length))
+    return jax.device_get(compiled(searcher)(params, requests, length))
 
 
 def check(found, row, expected):
@@ -58,6 +63,20 @@ def test_a_wide_beam_equals_exhaustive_search(alpha, seed):
     found = run(params, limits, alpha=alpha, n=6)
     for row, limit in enumerate(limits):
         check(found, row, enumerate_all(params, SOURCE[row], TOKENS, limit, alpha=alpha))
+
+
+@pytest.mark.parametrize("alpha", [0.6, 2.5])
+def test_stops_no_earlier_than_is_certain(alpha):
+    """One best of many tables: with length favoured, it is often longer than the first that finished."""
+    longer = 0
+    for seed in range(20):
+        params = make_params(seed, VOCAB)
+        found = run(params, 4, alpha=alpha, n=1)
+        for row in range(len(SOURCE)):
+            expected = enumerate_all(params, SOURCE[row], TOKENS, 4, alpha=alpha)
+            check(found, row, expected)
+            longer += len(expected[0][2]) > 1
+    assert longer > 20
 
 
 def test_n_best_is_complete_and_sorted():
@@ -116,9 +135,9 @@ def test_a_beam_of_one_without_penalty_is_greedy():
     for row in range(len(SOURCE)):
         history = [3]
         while history[-1] != 1:
-            key = (
-                int(SOURCE[row].sum()) * 131 + sum((t + 1) * (i * 37 + 11) for i, t in enumerate(history))
-            ) % len(table)
+            key = (int(SOURCE[row].sum()) * 131 + sum((t + 1) * (i * 37 + 11) for i, t in enumerate(history))) % len(
+                table
+            )
             allowed = table[key].copy()
             allowed[[0, 2, 3]] = -np.inf
             history.append(1 if len(history) == 12 else int(allowed.argmax()))

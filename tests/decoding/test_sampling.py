@@ -85,9 +85,7 @@ def test_scores_are_log_probabilities_of_the_model():
         assert a[0].log_prob == pytest.approx(b[0].log_prob, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("temperature", 0.0), ("top_k", -1), ("top_p", 0.0), ("min_p", 1.0)]
-)
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("top_k", -1), ("top_p", 0.0), ("min_p", 1.0)])
 def test_bad_settings_are_refused_by_name(name, value):
     with pytest.raises(UserError, match=f"sampling.{name}"):
         dataclasses.replace(PLAIN, **{name: value})

@@ -17,9 +17,7 @@ def table_logits(params, source, target):
     history = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=3)
     T = target.shape[1]
     counts = jnp.arange(1, T + 1)[:, None]
-    return params["logits"][
-        key_of(source.sum(1)[:, None], jnp.repeat(history[:, None], T, axis=1), counts[None])
-    ]
+    return params["logits"][key_of(source.sum(1)[:, None], jnp.repeat(history[:, None], T, axis=1), counts[None])]
 
 
 def test_scoring_agrees_with_search():

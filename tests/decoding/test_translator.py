@@ -16,8 +16,7 @@ class WordTokenizer:
 
     def encode(self, texts):
         return [
-            [4 + hash_of(word[i : i + 4]) for word in text.split() for i in range(0, len(word), 4)]
-            for text in texts
+            [4 + hash_of(word[i : i + 4]) for word in text.split() for i in range(0, len(word), 4)] for text in texts
         ]
 
     def decode(self, ids):
@@ -106,8 +105,7 @@ def test_cutting_loses_nothing(kind):
 def test_nothing_of_a_long_line_is_lost():
     rng = np.random.default_rng(0)
     words = [
-        chr(97 + rng.integers(26)) * int(rng.integers(1, 60)) + rng.choice(["", ",", ".", "; "])
-        for _ in range(80)
+        chr(97 + rng.integers(26)) * int(rng.integers(1, 60)) + rng.choice(["", ",", ".", "; "]) for _ in range(80)
     ]
     line = " ".join(words)
     pieces = translator()._cut(line, 1)

@@ -40,7 +40,7 @@ QUEUE_BATCHES = 8
 output.
 """
 
-REFILL_FRACTION = 4
+REFILL_FRACTION = 8
 """Rows wait until one in so many are free, so that encoding and filling in are worth their fixed cost."""
 
 
@@ -74,9 +74,7 @@ def length_groups(lengths: Iterable[int], limit: int) -> dict[int, list[int]]:
     return groups
 
 
-def drain(
-    search: Search, params: Params, queue: Requests, count: Array, num_rows: int, length: int
-) -> Hypotheses:
+def drain(search: Search, params: Params, queue: Requests, count: Array, num_rows: int, length: int) -> Hypotheses:
     """Decodes the first count[0] sentences of a queue of Q; pure and jittable.
 
     Args:
@@ -119,9 +117,7 @@ def drain(
         return state, owner, head, results
 
     def store(state: Any, owner: Array, results: Hypotheses) -> Hypotheses:
-        return jax.tree.map(
-            lambda kept, new: kept.at[owner].set(new, mode="drop"), results, search.result(state)
-        )
+        return jax.tree.map(lambda kept, new: kept.at[owner].set(new, mode="drop"), results, search.result(state))
 
     def more(carry: tuple) -> Array:
         state, owner, head, _ = carry
@@ -131,9 +127,7 @@ def drain(
     shapes = jax.eval_shape(lambda params, first: search.start(params, first, length), params, first)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     N = search.num_hypotheses
-    results = Hypotheses(
-        jnp.zeros((Q, N, length), jnp.int32), jnp.full((Q, N), -jnp.inf), jnp.full((Q, N), -jnp.inf)
-    )
+    results = Hypotheses(jnp.zeros((Q, N, length), jnp.int32), jnp.full((Q, N), -jnp.inf), jnp.full((Q, N), -jnp.inf))
     carry = (empty, jnp.full(R, Q, jnp.int32), jnp.zeros((), jnp.int32), results)
     state, owner, _, results = jax.lax.while_loop(more, lambda carry: advance(fill(carry)), carry)
     return store(state, owner, results)
@@ -221,9 +215,7 @@ class Decoder:
         given = [list(prefix) for prefix in prefixes] if prefixes is not None else [[] for _ in sources]
         numbers = list(rows) if rows is not None else list(range(len(sources)))
         if not len(sources) == len(given) == len(numbers):
-            raise UserError(
-                f"decoding: {len(sources)} sources, {len(given)} prefixes, {len(numbers)} rows; one each."
-            )
+            raise UserError(f"decoding: {len(sources)} sources, {len(given)} prefixes, {len(numbers)} rows; one each.")
         ended = [[*source, EOS_ID] for source in sources]
         limits = []
         for i, (source, prefix) in enumerate(zip(ended, given, strict=True), 1):

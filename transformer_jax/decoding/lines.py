@@ -27,9 +27,7 @@ def read_lines(names: Sequence[str], stdin: IO[bytes]) -> Iterator[str]:
     """
     for path in map(Path, names):
         if not path.is_file():
-            raise UserError(
-                f"{path}: there is no such file. Give a text file, or none to read from the pipe."
-            )
+            raise UserError(f"{path}: there is no such file. Give a text file, or none to read from the pipe.")
     return _read(names, stdin)
 
 
@@ -62,9 +60,7 @@ def open_output(name: str | None) -> Iterator[IO[str]]:
     try:
         file = partial.open("w", encoding="utf-8", newline="\n")
     except OSError as error:
-        raise UserError(
-            f"--output={name}: cannot be written: {error.strerror}; choose another place."
-        ) from None
+        raise UserError(f"--output={name}: cannot be written: {error.strerror}; choose another place.") from None
     with file:
         yield file
     partial.replace(name)

@@ -53,9 +53,7 @@ class SamplingConfig:
         if not 0 < self.top_p <= 1:
             raise UserError(f"sampling.top_p is {self.top_p}; it must be above 0 and at most 1 (all tokens).")
         if not 0 <= self.min_p < 1:
-            raise UserError(
-                f"sampling.min_p is {self.min_p}; it must be at least 0 (all tokens) and below 1."
-            )
+            raise UserError(f"sampling.min_p is {self.min_p}; it must be at least 0 (all tokens) and below 1.")
 
 
 class SampleState(NamedTuple):
@@ -159,9 +157,7 @@ def draw(logits: Array, uniform: Array, config: SamplingConfig) -> Array:
         if config.top_p < 1:
             probabilities = jax.nn.softmax(ranked, axis=-1)
             mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
-            threshold = jnp.min(
-                jnp.where(mass_before < config.top_p, ranked, jnp.inf), axis=-1, keepdims=True
-            )
+            threshold = jnp.min(jnp.where(mass_before < config.top_p, ranked, jnp.inf), axis=-1, keepdims=True)
             logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     weights = jnp.where(weights >= config.min_p, weights, 0.0)

@@ -42,9 +42,7 @@ class Scorer:
         Raises: UserError when the lists differ in number, or a side is longer than ``max_length``.
         """
         if len(sources) != len(targets):
-            raise UserError(
-                f"scoring: {len(sources)} sources and {len(targets)} targets; give one target a source."
-            )
+            raise UserError(f"scoring: {len(sources)} sources and {len(targets)} targets; give one target a source.")
         pairs = [([*s, EOS_ID], [*t, EOS_ID]) for s, t in zip(sources, targets, strict=True)]
         for i, pair in enumerate(pairs, 1):
             if max(map(len, pair)) > self.max_length:

@@ -100,9 +100,7 @@ class Translator:
         """
         return [best[0].text for best in self.stream(lines, prefixes)]
 
-    def stream(
-        self, lines: Iterable[str], prefixes: Sequence[str] | None = None
-    ) -> Iterator[list[Translation]]:
+    def stream(self, lines: Iterable[str], prefixes: Sequence[str] | None = None) -> Iterator[list[Translation]]:
         """The n best translations of each line, in order, at least one each, given out chunk by chunk.
 
         Args:
@@ -115,9 +113,7 @@ class Translator:
             start = self.report.lines - first
             given = list(prefixes[start : start + len(chunk)]) if prefixes is not None else [""] * len(chunk)
             if len(given) != len(chunk):
-                raise UserError(
-                    f"translate: {len(prefixes or [])} prefixes for more lines; give one a line, or none."
-                )
+                raise UserError(f"translate: {len(prefixes or [])} prefixes for more lines; give one a line, or none.")
             yield from self._chunk(chunk, given)
 
     def _chunk(self, lines: list[str], prefixes: list[str]) -> list[list[Translation]]:
@@ -126,26 +122,18 @@ class Translator:
         for (number, _), pieces, prefix in zip(numbered, cut, prefixes, strict=True):
             if prefix and len(pieces) != 1:
                 what = "was cut" if pieces else "is empty"
-                raise UserError(
-                    f"translate: line {number} {what}, so it cannot have a forced prefix; leave it blank."
-                )
+                raise UserError(f"translate: line {number} {what}, so it cannot have a forced prefix; leave it blank.")
         flat = [piece for pieces in cut for piece in pieces]
         # A sample belongs to (seed, line, piece), wherever the chunks begin.
         rows = [
-            number * 1009 + i
-            for (number, _), pieces in zip(numbered, cut, strict=True)
-            for i in range(len(pieces))
+            number * 1009 + i for (number, _), pieces in zip(numbered, cut, strict=True) for i in range(len(pieces))
         ]
         forced = [prefix for pieces, prefix in zip(cut, prefixes, strict=True) for _ in pieces]
         encoded_prefixes = self.tokenizers.target.encode(forced) if any(forced) else None
-        found = iter(
-            self.decoder.decode(self.params, self.tokenizers.source.encode(flat), encoded_prefixes, rows)
-        )
+        found = iter(self.decoder.decode(self.params, self.tokenizers.source.encode(flat), encoded_prefixes, rows))
         self.report.lines += len(lines)
         self.report.empty += sum(not pieces for pieces in cut)
-        return [
-            self._join(line, [next(found) for _ in pieces]) for line, pieces in zip(lines, cut, strict=True)
-        ]
+        return [self._join(line, [next(found) for _ in pieces]) for line, pieces in zip(lines, cut, strict=True)]
 
     def _join(self, line: str, pieces: list[list[Hypothesis]]) -> list[Translation]:
         """The j-th best of each piece make up the j-th best of the line."""
