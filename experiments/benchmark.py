@@ -53,9 +53,7 @@ def main(arguments: list[str]) -> None:
         decoding = dataclasses.replace(config.decoding, **decoding_overrides(config.decoding.sampling))
         if FORCED.value:
             decoding = benchmark.force_length(decoding, FORCED.value)
-        translator = (
-            run.translator(**vars(decoding)) if run else benchmark.random_translator(config, decoding)
-        )
+        translator = run.translator(**vars(decoding)) if run else benchmark.random_translator(config, decoding)
         lines = load_dataset(config.dataset).splits["test"].texts()[0][: LINES.value]
         result = benchmark.measure_decoding(translator, lines, REPEATS.value, SINGLES)
     print(benchmark.format_result(result))

@@ -94,11 +94,7 @@ def read_config_file(spec: str) -> ConfigDict:
     if not path.is_file():
         others = [str(file) for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(name, others, n=1)
-        advice = (
-            f"Did you mean {near[0]}?"
-            if near
-            else f"Config files there: {', '.join(sorted(others)) or 'none'}."
-        )
+        advice = f"Did you mean {near[0]}?" if near else f"Config files there: {', '.join(sorted(others)) or 'none'}."
         raise UserError(f"--config={spec}: there is no file {name!r}. {advice}")
     try:
         get_config = runpy.run_path(name).get("get_config")
@@ -107,18 +103,12 @@ def read_config_file(spec: str) -> ConfigDict:
         try:
             inspect.signature(get_config).bind(*[argument] * bool(colon))
         except TypeError:
-            form = (
-                f"takes no argument: use --config={name}"
-                if colon
-                else f"needs one: use --config={name}:ARGUMENT"
-            )
+            form = f"takes no argument: use --config={name}" if colon else f"needs one: use --config={name}:ARGUMENT"
             raise UserError(f"--config={spec}: get_config of this file {form}.") from None
         config = get_config(argument) if colon else get_config()
     except (UserError, KeyboardInterrupt):
         raise
-    except (
-        Exception
-    ) as error:  # a config file is the user's own program: whatever it raises is told as its error
+    except Exception as error:  # a config file is the user's own program: whatever it raises is told as its error
         raise UserError(f"--config={spec}: {_where(error, name)}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={spec}: get_config returns {type(config).__name__}, ConfigDict is wanted.")
@@ -184,9 +174,7 @@ def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
             raise UserError(f"{word}: {key} is a section; set one of its keys: {', '.join(node.keys())}.")
         kind = section.get_type(key)
         if kind is type(None):
-            raise UserError(
-                f"{word}: this None has no type; the config file must make it a placeholder(type)."
-            )
+            raise UserError(f"{word}: this None has no type; the config file must make it a placeholder(type).")
         if kind is str and match["value"] == "None":
             raise UserError(f"{word}: this would be the text 'None'; for no text leave the value empty.")
 
@@ -221,8 +209,6 @@ def _help(main: Callable[..., Any], positional: Sequence[str]) -> str:
         "",
         f"Arguments: {' '.join(positional) or 'none'}",
     ]
-    for flag in sorted(
-        {flag.name: flag for group in own for flag in group}.values(), key=lambda flag: flag.name
-    ):
+    for flag in sorted({flag.name: flag for group in own for flag in group}.values(), key=lambda flag: flag.name):
         lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default})")
     return "\n".join(lines)

@@ -28,21 +28,15 @@ def define_decoding_flags() -> None:
     flags.DEFINE_float("length_penalty", None, "alpha of GNMT's length normalisation", lower_bound=0.0)
     flags.DEFINE_float("coverage_penalty", None, "beta of GNMT's coverage penalty", lower_bound=0.0)
     flags.DEFINE_integer("min_length", None, "fewest tokens of an output", lower_bound=1)
-    flags.DEFINE_float(
-        "max_length_factor", None, "output tokens allowed for each source token", lower_bound=0.0
-    )
+    flags.DEFINE_float("max_length_factor", None, "output tokens allowed for each source token", lower_bound=0.0)
     flags.DEFINE_integer("max_length_offset", None, "output tokens allowed beyond that")
-    flags.DEFINE_enum(
-        "long_lines", None, ["split", "refuse"], "what to do with a line over the model's length"
-    )
+    flags.DEFINE_enum("long_lines", None, ["split", "refuse"], "what to do with a line over the model's length")
     flags.DEFINE_integer("batch_size", None, "sentences decoded at a time", lower_bound=1)
     flags.DEFINE_integer("seed", None, "of samples")
     flags.DEFINE_float("temperature", None, "sampling: divides the logits")
     flags.DEFINE_integer("top_k", None, "sampling: among the likeliest k tokens; 0: all", lower_bound=0)
     flags.DEFINE_float("top_p", None, "sampling: among the likeliest tokens that make up this probability")
-    flags.DEFINE_float(
-        "min_p", None, "sampling: among tokens at least this likely, relative to the likeliest"
-    )
+    flags.DEFINE_float("min_p", None, "sampling: among tokens at least this likely, relative to the likeliest")
 
 
 def decoding_overrides(sampling: Any) -> dict[str, Any]:

@@ -26,9 +26,7 @@ def main(arguments: list[str]) -> int:
 
     workdir, begin = Path(WORKDIR.value), time.monotonic()
     config = Path(__file__).resolve().parents[1] / CONFIG_FILE
-    print(
-        "1. Training a small Transformer on English-German phrases. Ctrl-C saves; the same command continues."
-    )
+    print("1. Training a small Transformer on English-German phrases. Ctrl-C saves; the same command continues.")
     outcome = train(command_line.load_config(str(config)), workdir)
     if not outcome.finished:
         print(f"Interrupted and saved at step {outcome.step}. The same command continues from there.")
@@ -45,9 +43,7 @@ def main(arguments: list[str]) -> int:
     chosen = range(0, len(sources), len(sources) // EXAMPLES)[:EXAMPLES]
     translations = (run.directory.path / record["translations"]).read_text(encoding="utf-8").split("\n")
     for i in chosen:
-        print(
-            f"   source      {sources[i]}\n   translation {translations[i]}\n   reference   {references[i]}\n"
-        )
+        print(f"   source      {sources[i]}\n   translation {translations[i]}\n   reference   {references[i]}\n")
 
     shown = max(chosen, key=lambda i: len(sources[i]))
     figures = save_attention_figures(run, sources[shown], translations[shown], workdir / "attention")

@@ -25,9 +25,7 @@ def main(arguments: list[str]) -> int:
     if not outcome.finished:
         print("The same command continues from there.")
         return command_line.INTERRUPTED
-    print(
-        f"Next: python experiments/evaluate.py {WORKDIR.value}   python experiments/translate.py {WORKDIR.value}"
-    )
+    print(f"Next: python experiments/evaluate.py {WORKDIR.value}   python experiments/translate.py {WORKDIR.value}")
     return 0
 
 

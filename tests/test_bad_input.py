@@ -131,9 +131,7 @@ def test_a_checkpoint_that_does_not_match_the_config(data, tmp_path):
     checkpoints = tmp_path.with_name("checkpoints-apart")
     (tmp_path / "checkpoints").rename(checkpoints)
     other = tmp_path / "other"
-    RunDirectory.create_or_resume(
-        other, plain(tiny_config(data, **changes, model__d_ff=64)), devices=[]
-    ).close()
+    RunDirectory.create_or_resume(other, plain(tiny_config(data, **changes, model__d_ff=64)), devices=[]).close()
     checkpoints.rename(other / "checkpoints")
     with pytest.raises(UserError) as error:
         train(tiny_config(data, **changes, model__d_ff=64), other)
@@ -150,9 +148,7 @@ def test_no_permission_to_write(data, tmp_path):
     words = train_words(data, folder / "run")
     if os.getuid() == 0:
         command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]
-        probe = subprocess.run(
-            [*command, sys.executable, "-c", "import jax"], capture_output=True, check=False
-        )
+        probe = subprocess.run([*command, sys.executable, "-c", "import jax"], capture_output=True, check=False)
         if probe.returncode:
             pytest.skip("as root, with no way to be someone else who can run Python")
     else:

@@ -69,9 +69,7 @@ def test_the_papers_settings(variant, d_model, d_ff, published, peak, dropout, s
     With exactly 37,000 base comes out 3 % smaller than printed and big 0.6 % larger.
     """
     config = read(f"wmt14.py:{variant}")
-    layers = (
-        6 * (4 + 8) * d_model**2 + 6 * 2 * (2 * d_model * d_ff + d_ff + d_model) + 6 * (2 + 3) * 2 * d_model
-    )
+    layers = 6 * (4 + 8) * d_model**2 + 6 * 2 * (2 * d_model * d_ff + d_ff + d_model) + 6 * (2 + 3) * 2 * d_model
     assert parameter_count(config) == 37_000 * d_model + layers
     assert parameter_count(config) == pytest.approx(published, rel=0.031 if variant == "base" else 0.006)
     assert config.optimizer.peak_learning_rate == pytest.approx(peak, rel=1e-3)
@@ -98,9 +96,7 @@ def test_the_papers_models_take_a_step(variant):
     step = make_train_step(task, optimizer, rate, mesh, shapes, seed=1, accumulation=1, ema_decay=0.0)
     rows = 2 * mesh.size
     after, metrics = jax.eval_shape(step, shapes, batch_shape(mesh, rows, 5, 6))
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), shapes
-    )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
     if variant == "base":
         row = np.array([5, 6, 7, 8, 1, 0], np.int32)
         batch = {"source": np.tile(row[:5], (rows, 1)), "target": np.tile(row, (rows, 1))}

@@ -91,9 +91,7 @@ def test_configs_import_nothing_of_the_package():
 
 def test_the_package_does_not_know_its_experiments():
     for file in files(PACKAGE):
-        assert not [
-            name for name in imports(file) if name.split(".")[0] in ("experiments", "configs", "tests")
-        ], file
+        assert not [name for name in imports(file) if name.split(".")[0] in ("experiments", "configs", "tests")], file
 
 
 def test_neither_tensorflow_nor_torch_is_imported():

@@ -72,9 +72,7 @@ def test_the_same_config_resumes_and_the_resume_is_recorded(tmp_path):
 def test_another_experiment_is_refused_by_key_and_left_alone(tmp_path):
     start(tmp_path).close()
     other = {"seed": 2, "model": {"num_heads": 8, "layers": (1, 2)}, "training": {"total_steps": 99}}
-    with pytest.raises(
-        UserError, match=r"another config(.|\n)*model\.num_heads: 4 -> 8\n  seed: 1 -> 2"
-    ) as error:
+    with pytest.raises(UserError, match=r"another config(.|\n)*model\.num_heads: 4 -> 8\n  seed: 1 -> 2") as error:
         start(tmp_path, other)
     assert "total_steps" not in str(error.value)
     assert RunDirectory.open(tmp_path).config["seed"] == 1

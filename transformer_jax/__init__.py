@@ -1,7 +1,7 @@
 """transformer_jax: Transformers for research in JAX.
 
-    run = transformer_jax.load_run("runs/a")
-    run.translate(["A dog runs."])
+run = transformer_jax.load_run("runs/a")
+run.translate(["A dog runs."])
 """
 
 from typing import Any

@@ -130,9 +130,7 @@ def _describe(annotation: Any) -> str:
         return f"one of {', '.join(map(repr, typing.get_args(annotation)))}"
     return (
         annotation.__name__
-        if isinstance(annotation, type)
-        and annotation.__module__ == "builtins"
-        and not typing.get_args(annotation)
+        if isinstance(annotation, type) and annotation.__module__ == "builtins" and not typing.get_args(annotation)
         else str(annotation).replace("typing.", "")
     )
 

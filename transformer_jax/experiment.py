@@ -33,9 +33,7 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1.")
         if not 0 <= self.ema_decay < 1:
-            raise UserError(
-                f"training.ema_decay is {self.ema_decay}; it must be at least 0 (no average) and below 1."
-            )
+            raise UserError(f"training.ema_decay is {self.ema_decay}; it must be at least 0 (no average) and below 1.")
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,7 @@ class EvaluationConfig:
             if getattr(self, name) < least:
                 raise UserError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.metric == "bleu" and self.decode == "none":
-            raise UserError(
-                "evaluation.metric='bleu' needs translations: set evaluation.decode to 'greedy' or 'beam'."
-            )
+            raise UserError("evaluation.metric='bleu' needs translations: set evaluation.decode to 'greedy' or 'beam'.")
 
 
 @dataclass(frozen=True)
@@ -127,13 +123,12 @@ def parse_config(mapping: Any) -> RunConfig:
         length = getattr(getattr(config, section), name)
         if model.positions in ("sinusoidal", "learned") and length > model.max_length:
             raise UserError(
-                f"{section}.{name}={length} exceeds model.max_length={model.max_length}; lower it, or raise model.max_length."
+                f"{section}.{name}={length} exceeds model.max_length={model.max_length}; "
+                "lower the one or raise the other."
             )
     evaluation = config.evaluation
     if evaluation.weights == "ema" and not config.training.ema_decay:
-        raise UserError(
-            "evaluation.weights='ema' needs an average: set training.ema_decay, for example to 0.999."
-        )
+        raise UserError("evaluation.weights='ema' needs an average: set training.ema_decay, for example to 0.999.")
     if evaluation.weights == "average" and config.checkpoints.keep_latest < evaluation.average - 1:
         raise UserError(
             f"evaluation.average={evaluation.average} needs {evaluation.average - 1} earlier checkpoints, but "

@@ -35,9 +35,7 @@ class RunDirectory:
         self._lock = lock
 
     @classmethod
-    def create_or_resume(
-        cls, path: str | Path, config: dict[str, Any], devices: Sequence[str] | None = None
-    ) -> Self:
+    def create_or_resume(cls, path: str | Path, config: dict[str, Any], devices: Sequence[str] | None = None) -> Self:
         """Starts a run in an empty or new directory, or continues the run of the same config that is there.
 
         Args:
@@ -149,9 +147,7 @@ class RunDirectory:
             "platform": platform.platform(),
             "devices": list(devices),
             "git": git_state(Path(__file__).resolve().parents[1]),
-            "packages": dict(
-                sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())
-            ),
+            "packages": dict(sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())),
         }
         write_json(self.path / "environment.json", [*self.environments, entry])
 
@@ -202,9 +198,7 @@ def _make_writable(path: Path) -> Path:
     for parent in [path, *path.parents]:
         # Path.exists raises where a folder above may not be entered.
         if os.path.exists(parent) and not os.path.isdir(parent):
-            raise UserError(
-                f"The run directory {path} cannot be: {parent} is a file. Choose another --workdir."
-            )
+            raise UserError(f"The run directory {path} cannot be: {parent} is a file. Choose another --workdir.")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -232,9 +226,7 @@ def _lock(path: Path) -> IO[str]:
         file.seek(0)
         holder = file.read().strip() or "another process"
         file.close()
-        raise UserError(
-            f"{path} is in use by {holder}. Wait for it, stop it, or choose another --workdir."
-        ) from None
+        raise UserError(f"{path} is in use by {holder}. Wait for it, stop it, or choose another --workdir.") from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()
@@ -242,9 +234,7 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _refuse_other_contents(path: Path) -> None:
-    others = sorted(
-        entry.name for entry in path.iterdir() if entry.name != LOCK and not entry.name.endswith(".tmp")
-    )
+    others = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK and not entry.name.endswith(".tmp"))
     if others:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         raise UserError(f"{path} is not empty and holds no run (it has {shown}). Choose another --workdir.")
@@ -274,6 +264,4 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}. Restore it from a copy, or remove the run."
-        ) from error
+        raise UserError(f"{path} cannot be read: {error}. Restore it from a copy, or remove the run.") from error

@@ -44,7 +44,8 @@ class MeshConfig:
         sizes = (self.data, self.fsdp, self.tensor)
         if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
             raise UserError(
-                f"mesh: sizes {dict(zip(AXES, sizes, strict=True))} are not usable; each is at least 1, and one may be -1 (the rest)."
+                f"mesh: sizes {dict(zip(AXES, sizes, strict=True))} are not usable; each is at least 1, "
+                "and one may be -1 (the rest)."
             )
 
 
@@ -87,9 +88,7 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
             spec.append(mesh_axis)
         return NamedSharding(mesh, P(*spec))
 
-    return jax.tree_util.tree_map_with_path(
-        place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
-    )
+    return jax.tree_util.tree_map_with_path(place, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
 def state_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:

@@ -47,9 +47,7 @@ def convert(weights: dict, request: dict, folder: str) -> None:
         for i, layer in enumerate(stack.layer):
             own = f"{side}/layer_{i}"
             attention = f"{own}/self_attention"
-            linear(
-                layer.self_attention.linear[0], *(f"{attention}/{part}" for part in ("query", "key", "value"))
-            )
+            linear(layer.self_attention.linear[0], *(f"{attention}/{part}" for part in ("query", "key", "value")))
             linear(layer.self_attention.linear[1], f"{attention}/output")
             norm(layer.self_attention.layer_norm, f"{attention}_norm")
             if side == "decoder":

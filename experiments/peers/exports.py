@@ -64,8 +64,7 @@ def flat_weights(params: Any, model: TransformerConfig) -> dict[str, np.ndarray]
     ``positions`` is the table that is added to embeddings.
     """
     weights = {
-        name: np.asarray(value, np.float32)
-        for name, value in traverse_util.flatten_dict(params, sep="/").items()
+        name: np.asarray(value, np.float32) for name, value in traverse_util.flatten_dict(params, sep="/").items()
     }
     for name in [name for name in weights if name.endswith("/kernel")]:
         inputs = model.d_ff if name.endswith("feed_forward/output/kernel") else model.d_model

@@ -27,10 +27,7 @@ def load_weights(network: torch.nn.Module, weights: dict, model: dict) -> None:
     """Copies every weight; raises KeyError or RuntimeError when one is left over or missing."""
     table = weights["shared_embedding/embedding"]
     table = np.concatenate([table[list(ORDER)], table[4:]])
-    state = {
-        name: table
-        for name in ("src_embed.lut.weight", "trg_embed.lut.weight", "decoder.output_layer.weight")
-    }
+    state = {name: table for name in ("src_embed.lut.weight", "trg_embed.lut.weight", "decoder.output_layer.weight")}
 
     def linear(target: str, name: str) -> None:
         state[f"{target}.weight"], state[f"{target}.bias"] = (
@@ -51,9 +48,7 @@ def load_weights(network: torch.nn.Module, weights: dict, model: dict) -> None:
         for i in range(model[f"num_{side}_layers"]):
             to, own = f"{side}.layers.{i}", f"{side}/layer_{i}"
             attention(f"{to}.{'src_src' if side == 'encoder' else 'trg_trg'}_att", f"{own}/self_attention")
-            norm(
-                f"{to}.{'layer_norm' if side == 'encoder' else 'x_layer_norm'}", f"{own}/self_attention_norm"
-            )
+            norm(f"{to}.{'layer_norm' if side == 'encoder' else 'x_layer_norm'}", f"{own}/self_attention_norm")
             if side == "decoder":
                 attention(f"{to}.src_trg_att", f"{own}/cross_attention")
                 norm(f"{to}.dec_layer_norm", f"{own}/cross_attention_norm")

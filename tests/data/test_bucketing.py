@@ -46,12 +46,7 @@ def test_two_shapes_are_the_best_two():
     lengths = made_lengths(2000)
     shapes = plan_shapes(lengths, (40, 40), replace(CONFIG, num_shapes=2))
     table = np.unique(lengths, axis=0)
-    tried = {
-        (s, t)
-        for s in np.unique(table[:, 0])
-        for t in np.unique(table[:, 1])
-        if 5 <= s <= 30 and abs(s - t) < 6
-    }
+    tried = {(s, t) for s in np.unique(table[:, 0]) for t in np.unique(table[:, 1]) if 5 <= s <= 30 and abs(s - t) < 6}
     best = min(padded(lengths, [(40, 40), size]) for size in sorted(tried)[::3])
     assert padded(lengths, [shape[1:] for shape in shapes]) <= best
 
@@ -67,10 +62,7 @@ def test_more_shapes_waste_less():
 
 
 def test_little_data_gets_few_shapes():
-    assert (
-        len(plan_shapes(made_lengths(30), (40, 40), replace(CONFIG, num_shapes=8, tokens_per_batch=4096)))
-        <= 2
-    )
+    assert len(plan_shapes(made_lengths(30), (40, 40), replace(CONFIG, num_shapes=8, tokens_per_batch=4096))) <= 2
 
 
 def test_examples_of_one_length_get_one_shape():
@@ -91,9 +83,7 @@ def test_every_example_is_in_one_batch_and_one_batch_is_partial():
 def test_epochs_differ_in_order_and_company():
     lengths = made_lengths(2000)
     shapes = plan_shapes(lengths, (40, 40), CONFIG)
-    plan = lambda seed: [
-        set(examples) for _, examples in plan_epoch(lengths, shapes, np.random.default_rng(seed))
-    ]
+    plan = lambda seed: [set(examples) for _, examples in plan_epoch(lengths, shapes, np.random.default_rng(seed))]
     assert plan(0) == plan(0)
     assert not set(map(frozenset, plan(0))) & set(map(frozenset, plan(1)))
     order = [shape.row_cost for shape, _ in plan_epoch(lengths, shapes, np.random.default_rng(0))]

@@ -69,9 +69,7 @@ def test_holder_ignores_the_order_and_keeps_the_stated_share():
     holders = [holder(pair) for pair in combinations(values, 2)]
     assert holders == [holder(pair[::-1]) for pair in combinations(values, 2)]
     for split in ("validation", "test"):
-        assert holders.count(split) / len(holders) == pytest.approx(
-            phrases.HELD_OUT_PER_MILLE / 1000, rel=0.2
-        )
+        assert holders.count(split) / len(holders) == pytest.approx(phrases.HELD_OUT_PER_MILLE / 1000, rel=0.2)
 
 
 def test_alignment_spans_lie_in_the_text_and_cover_the_words(english_german):
@@ -194,7 +192,5 @@ def test_what_is_generated_changes_only_with_the_version():
     for pair in (("en", "de"), ("fr", "ja")):
         for split, examples in generate(*pair, {"train": 300, "validation": 20, "test": 20}).items():
             for example in examples:
-                digest.update(
-                    f"{split} {[*example.values()][:-1]} {example['alignment'].tolist()}\n".encode()
-                )
+                digest.update(f"{split} {[*example.values()][:-1]} {example['alignment'].tolist()}\n".encode())
     assert (str(phrases.Phrases.VERSION), digest.hexdigest()[:16]) == ("1.0.0", "55ce76921419848c")

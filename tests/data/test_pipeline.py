@@ -18,9 +18,7 @@ from transformer_jax.data.tokenizers import BOS, EOS, PAD, TokenizerConfig, Toke
 from transformer_jax.errors import UserError
 
 TOKENIZER = TokenizerConfig(kind="bpe", vocab_size=400, joint=True, character_coverage=1.0, sampling=0.0)
-BATCHING = BatchingConfig(
-    tokens_per_batch=1024, num_shapes=5, max_length=120, overlong="drop", rows_multiple=4
-)
+BATCHING = BatchingConfig(tokens_per_batch=1024, num_shapes=5, max_length=120, overlong="drop", rows_multiple=4)
 DATA = made_dataset()
 SAMPLING = pytest.mark.parametrize("sampling", [0.0, 0.1], ids=["plain", "sampled"])
 
@@ -54,9 +52,7 @@ def rows_of(batches: list, pair: TokenizerPair) -> list[tuple[str, str]]:
     for batch in batches:
         real = (batch["source"] != PAD).any(axis=1)
         assert ((batch["target"] != PAD).any(axis=1) == real).all()
-        pairs += zip(
-            pair.source.decode(batch["source"][real]), pair.target.decode(batch["target"][real]), strict=True
-        )
+        pairs += zip(pair.source.decode(batch["source"][real]), pair.target.decode(batch["target"][real]), strict=True)
     return sorted(pairs)
 
 
@@ -257,9 +253,7 @@ def test_nothing_to_train_on_is_refused():
         pipeline(seed=-1)
 
 
-@pytest.mark.parametrize(
-    "position", [{"epoch": 0, "batch": 10**6}, {"epoch": -1, "batch": 0}, {"step": 3}], ids=str
-)
+@pytest.mark.parametrize("position", [{"epoch": 0, "batch": 10**6}, {"epoch": -1, "batch": 0}, {"step": 3}], ids=str)
 def test_foreign_positions_are_refused(position):
     with pytest.raises(UserError, match="data position"):
         pipeline().iterator(position)

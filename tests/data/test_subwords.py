@@ -79,9 +79,7 @@ def test_unigram_sampling_has_the_probabilities_of_its_definition():
     unigram, alpha, count = trained("unigram"), 0.5, 40_000
     choices = {word: len(unigram.nbest_encode_as_ids(word, 512)) for word in WORDS}
     words = sorted((word for word in WORDS if 5 < choices[word] <= 64), key=choices.__getitem__)[-3:]
-    drawn = rows(
-        UnigramSampling(unigram, alpha).draw(words, np.arange(count * 3) % 3, np.random.default_rng(0))
-    )
+    drawn = rows(UnigramSampling(unigram, alpha).draw(words, np.arange(count * 3) % 3, np.random.default_rng(0)))
     for index, word in enumerate(words):
         candidates = [tuple(ids) for ids in unigram.nbest_encode_as_ids(word, 512)]
         weights = np.exp([alpha * sum(unigram.get_score(i) for i in ids) for ids in candidates])

@@ -57,10 +57,7 @@ def test_decode_stops_at_eos_and_leaves_out_padding(config):
     tokenizer = train_tokenizers(DATA, config).target
     [plain] = tokenizer.encode(["Dada."])
     assert min(plain) > BOS
-    assert (
-        tokenizer.decode([[BOS, *plain, EOS, *plain], [*plain, PAD, PAD], [EOS], []])
-        == ["Dada."] * 2 + [""] * 2
-    )
+    assert tokenizer.decode([[BOS, *plain, EOS, *plain], [*plain, PAD, PAD], [EOS], []]) == ["Dada."] * 2 + [""] * 2
     assert tokenizer.decode([]) == []
     assert tokenizer.encode(["", " \n"]) == [[], []]
     assert tokenizer.pieces([PAD, EOS, UNK, BOS]) == ["<pad>", "</s>", "<unk>", "<s>"]
@@ -99,10 +96,7 @@ def test_separate_vocabularies_know_their_own_language_only():
 def test_training_uses_the_training_split_only():
     other = dataset_of(train=DATA.splits["train"], validation=made_pairs(10, seed=9))
     assert train_tokenizers(DATA, BPE).digest == train_tokenizers(other, BPE).digest
-    assert (
-        train_tokenizers(dataset_of(train=made_pairs(400, seed=9)), BPE).digest
-        != train_tokenizers(DATA, BPE).digest
-    )
+    assert train_tokenizers(dataset_of(train=made_pairs(400, seed=9)), BPE).digest != train_tokenizers(DATA, BPE).digest
 
 
 @pytest.mark.parametrize("config", [BPE, UNIGRAM], ids=lambda config: config.kind)

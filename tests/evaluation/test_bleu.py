@@ -11,9 +11,7 @@ from transformer_jax.evaluation.bleu import translation_scores
 def test_bleu_equals_the_formula():
     # Unigrams 5/6, bigrams 4/5, trigrams 3/4, 4-grams 2/3; six tokens on both sides, no brevity penalty.
     scores = translation_scores(["a b c d e x"], ["a b c d e f"])
-    assert scores["bleu"] == pytest.approx(
-        100 * math.exp(sum(map(math.log, (5 / 6, 4 / 5, 3 / 4, 2 / 3))) / 4)
-    )
+    assert scores["bleu"] == pytest.approx(100 * math.exp(sum(map(math.log, (5 / 6, 4 / 5, 3 / 4, 2 / 3))) / 4))
     assert scores["exact_match"] == 0
 
 

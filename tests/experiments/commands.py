@@ -43,9 +43,7 @@ def train(data: Path, run: Path, **changes: object) -> subprocess.CompletedProce
     return command("train", *train_words(data, run, **changes))
 
 
-def train_and_signal(
-    number: signal.Signals, step: int, data: Path, run: Path, **changes: object
-) -> tuple[int, str]:
+def train_and_signal(number: signal.Signals, step: int, data: Path, run: Path, **changes: object) -> tuple[int, str]:
     """Starts train.py and signals it as soon as its metrics reach a step; returns (exit status, output)."""
     with subprocess.Popen(
         [sys.executable, CHECKOUT / "experiments" / "train.py", *train_words(data, run, **changes)],

@@ -71,9 +71,7 @@ def test_decoding_with_a_forced_length(mapping):
     result = benchmark.measure_decoding(translator, lines, repeats=2, singles=3)
     assert result["output_tokens"] == {"mean": 6, "least": 6, "most": 6}  # and the end: seven steps
     assert result["programs_compiled_while_measuring"] == 0
-    assert (
-        len(result["lines_per_second"]["repeats"]) == len(result["search_lines_per_second"]["repeats"]) == 2
-    )
+    assert len(result["lines_per_second"]["repeats"]) == len(result["search_lines_per_second"]["repeats"]) == 2
     assert result["single_line_seconds"]["lines"] == 3
     assert 0 < result["single_line_seconds"]["median"] <= result["single_line_seconds"]["worst"]
     assert "tokens to tokens" in benchmark.format_result(result)
@@ -168,9 +166,7 @@ def test_peers_packages_stay_in_their_own_environments():
     folder = CHECKOUT / "experiments" / "peers"
     theirs = {*folder.glob("*_train.py"), *folder.glob("*_decode.py")}
     assert len(theirs) == 3
-    for file in [
-        f for part in ("transformer_jax", "experiments", "configs") for f in (CHECKOUT / part).rglob("*.py")
-    ]:
+    for file in [f for part in ("transformer_jax", "experiments", "configs") for f in (CHECKOUT / part).rglob("*.py")]:
         nodes = list(ast.walk(ast.parse(file.read_text())))
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}

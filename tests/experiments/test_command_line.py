@@ -89,9 +89,7 @@ def test_wrong_config_files(config_file, tmp_path):
             command_line.load_config(spec)
         return str(error.value)
 
-    assert "recipe.py:7: ValueError: unknown variant 'tyni': use tiny or base" in message(
-        f"{config_file}:tyni"
-    )
+    assert "recipe.py:7: ValueError: unknown variant 'tyni': use tiny or base" in message(f"{config_file}:tyni")
     assert "needs one" in message(config_file)
     assert f"Did you mean {config_file}?" in message(str(tmp_path / "recipes.py") + ":tiny")
     assert "Config files there: none" in message(str(tmp_path / "nowhere" / "x.py"))
@@ -103,9 +101,7 @@ def test_wrong_config_files(config_file, tmp_path):
     }.items():
         (tmp_path / "broken.py").write_text(text)
         assert part in message(str(tmp_path / "broken.py"))
-    (tmp_path / "plain.py").write_text(
-        "from ml_collections import ConfigDict\nget_config = lambda: ConfigDict()"
-    )
+    (tmp_path / "plain.py").write_text("from ml_collections import ConfigDict\nget_config = lambda: ConfigDict()")
     assert "takes no argument" in message(str(tmp_path / "plain.py") + ":tiny")
 
 

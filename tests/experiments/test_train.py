@@ -54,10 +54,7 @@ def test_sigkill_loses_only_what_came_after_the_last_checkpoint(data, whole, tmp
     run = tmp_path / "run"
     status, output = train_and_signal(signal.SIGKILL, 49, data, run, **CHANGES)
     assert status == -signal.SIGKILL, output
-    assert (
-        sorted(int(entry.name) for entry in (run / "checkpoints").iterdir() if entry.name.isdecimal())[0]
-        == 20
-    )
+    assert sorted(int(entry.name) for entry in (run / "checkpoints").iterdir() if entry.name.isdecimal())[0] == 20
     done = train(data, run, **CHANGES)
     assert done.returncode == 0, done.stderr
     assert_same_run(run, whole)

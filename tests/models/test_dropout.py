@@ -130,9 +130,7 @@ def test_sites_layers_steps_seeds_and_batches_are_independent(coins: np.ndarray)
         assert abs(products.sum()) / np.sqrt(products.size) < 5, f"{one} and {other}"
         assert np.abs(products.sum(axis=1)).max() / np.sqrt(LENGTH) < 6, f"{one} and {other}"
         # Step s, row r must not be step s + 1, row r - 1, nor any other.
-        assert np.abs(masks[one][:64] @ masks[other][:64].T).max() / np.sqrt(LENGTH) < 6.5, (
-            f"{one} and {other}"
-        )
+        assert np.abs(masks[one][:64] @ masks[other][:64].T).max() / np.sqrt(LENGTH) < 6.5, f"{one} and {other}"
 
 
 def test_seeds_rarely_collide() -> None:

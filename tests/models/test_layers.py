@@ -18,9 +18,7 @@ def plain_layer_norm(x, scale, bias):
 def test_layer_norms_own_gradient_is_the_derivative(dtype: str, tolerance: float) -> None:
     rng = np.random.default_rng(0)
     # Rows of very different size and offset, and a table of weights for the outputs.
-    x = rng.standard_normal((4, 5, 16)) * 10.0 ** rng.integers(-2, 3, (4, 5, 1)) + rng.standard_normal(
-        (4, 5, 1)
-    )
+    x = rng.standard_normal((4, 5, 16)) * 10.0 ** rng.integers(-2, 3, (4, 5, 1)) + rng.standard_normal((4, 5, 1))
     scale, bias = (jnp.float32(rng.standard_normal(16)) for _ in range(2))
     x, outer = jnp.asarray(x, dtype), jnp.float32(rng.standard_normal((4, 5, 16)))
 

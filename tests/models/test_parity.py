@@ -60,9 +60,7 @@ def test_logits_equal_theirs(name: str) -> None:
     model = EncoderDecoder(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), given["source"], given["target"])["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, nn.unbox(shapes))
-    logits = jax.jit(model.apply, compiler_options=QUICK)(
-        {"params": params}, given["source"], given["target"]
-    )
+    logits = jax.jit(model.apply, compiler_options=QUICK)({"params": params}, given["source"], given["target"])
     assert (given["source"] == 0).any()
     assert given["logits"].std() > 0.5
     np.testing.assert_allclose(logits, given["logits"], atol=1e-5, rtol=1e-5)
@@ -73,9 +71,7 @@ def test_cached_logits_equal_theirs(name: str) -> None:
     params, given = read(name)
     decoder = IncrementalDecoder(EncoderDecoder(CONFIGS[name]))
     length = given["target"].shape[1]
-    cache = jax.jit(decoder.start, static_argnums=(2, 3), compiler_options=QUICK)(
-        params, given["source"], 1, length
-    )
+    cache = jax.jit(decoder.start, static_argnums=(2, 3), compiler_options=QUICK)(params, given["source"], 1, length)
     step = jax.jit(decoder.step, compiler_options=QUICK)
     fed = np.full((3, 1), 3, np.int32)
     for t in range(length):

@@ -37,9 +37,7 @@ def test_biases_of_zero_are_no_biases(switch: str) -> None:
     with_bias, without = (tiny_config(**BASE, **{switch: value}) for value in (True, False))
     params = random_parameters(without)
     known = flatten_dict(params)
-    filled = {
-        k: known.get(k, jnp.zeros_like(v)) for k, v in flatten_dict(random_parameters(with_bias)).items()
-    }
+    filled = {k: known.get(k, jnp.zeros_like(v)) for k, v in flatten_dict(random_parameters(with_bias)).items()}
     assert len(filled) > len(known)
     equal_outputs(with_bias, unflatten_dict(filled), without, params)
 
@@ -151,9 +149,7 @@ def test_unroll_gives_the_names_and_slices_of_the_unrolled_model() -> None:
     unrolled = unroll(params)
     assert jax.tree.map(jnp.shape, unrolled) == jax.tree.map(jnp.shape, random_parameters(plain))
     kernel = lambda layer: layer["cross_attention"]["output"]["kernel"]
-    np.testing.assert_array_equal(
-        kernel(unrolled["decoder"]["layer_1"]), kernel(params["decoder"]["layers"])[1]
-    )
+    np.testing.assert_array_equal(kernel(unrolled["decoder"]["layer_1"]), kernel(params["decoder"]["layers"])[1])
     assert unroll(unrolled) == unrolled
     equal_outputs(scanned, params, plain, unrolled)
 
@@ -164,10 +160,7 @@ def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32() ->
     source, target = token_batch()
     assert run(config, params, source, target, method="hidden").dtype == jnp.bfloat16
     assert run(config, params, source, target).dtype == jnp.float32
-    assert (
-        np.abs(run(config, params, source, target) - run(tiny_config(**BASE), params, source, target)).max()
-        > 0
-    )
+    assert np.abs(run(config, params, source, target) - run(tiny_config(**BASE), params, source, target)).max() > 0
 
 
 def test_each_dropout_rate_acts_alone_and_only_with_seeds() -> None:

@@ -79,10 +79,7 @@ def number_of_parameters(c: TransformerConfig) -> int:
     separate = c.source_vocab_size + V
     return (
         total
-        + D
-        * {"all": V, "source_target": 2 * V, "target_output": separate, "none": separate + V}[
-            c.tie_embeddings
-        ]
+        + D * {"all": V, "source_target": 2 * V, "target_output": separate, "none": separate + V}[c.tie_embeddings]
     )
 
 
@@ -104,9 +101,7 @@ def beams() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(2)
     parents, tokens = rng.integers(0, 2, (5, 3, 2)), rng.integers(4, 13, (5, 3, 2)).astype(np.int32)
     targets = histories(parents, tokens).reshape(6, 5)
-    return dict(
-        source=source, parents=parents, tokens=tokens, sources=np.repeat(source, 2, axis=0), targets=targets
-    )
+    return dict(source=source, parents=parents, tokens=tokens, sources=np.repeat(source, 2, axis=0), targets=targets)
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +133,7 @@ def test_contract(variant: str, beams: dict[str, np.ndarray], base_logits: np.nd
         delta = jnp.zeros((steps, config.d_model))
         logits, pullback = jax.vjp(lambda d: apply(d, method=of_inputs), delta)
         seen = (
-            jnp.zeros((steps, *logits.shape))
-            .at[:, 0]
-            .set(jnp.eye(steps)[..., None] * jnp.sin(jnp.arange(1.0, 14.0)))
+            jnp.zeros((steps, *logits.shape)).at[:, 0].set(jnp.eye(steps)[..., None] * jnp.sin(jnp.arange(1.0, 14.0)))
         )
         (jacobian,) = jax.vmap(pullback)(seen)
 

@@ -47,9 +47,7 @@ def random_parameters(config: TransformerConfig, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(draw, nn.unbox(shapes))
 
 
-def token_batch(
-    seed: int = 0, rows: int = 3, source: int = 7, target: int = 6
-) -> tuple[np.ndarray, np.ndarray]:
+def token_batch(seed: int = 0, rows: int = 3, source: int = 7, target: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """Source int32[rows, source], target int32[rows, target]; the first row full, the others padded."""
     rng = np.random.default_rng(seed)
     sides = []

@@ -110,9 +110,7 @@ def test_chunks_change_neither_value_nor_gradients(made: dict[str, Any], name: s
 def test_none_one_and_all_tokens_count(made: dict[str, Any], kept: int) -> None:
     """A batch of padding alone has no loss and no gradients, and no NaN."""
     constants = made["constants"] | {"weights": jnp.float32(np.arange(N) >= N - kept)}
-    gradient = lambda loss: jax.value_and_grad(loss, (0, 1), has_aux=True)(
-        made["rows"][0], made["table"], constants
-    )
+    gradient = lambda loss: jax.value_and_grad(loss, (0, 1), has_aux=True)(made["rows"][0], made["table"], constants)
     expected, got = gradient(plain_loss), gradient(chunked_loss(4))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), expected, got)
     assert got[0][1]["tokens"] == kept
@@ -147,9 +145,7 @@ def test_no_buffer_of_all_tokens_by_vocabulary_lives() -> None:
 
     def sizes(loss: Any, rows: Any) -> tuple[int, int]:
         """The elements of the largest array in the program, and its scratch memory in bytes."""
-        program = (
-            jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)).lower(rows, table, constants).compile()
-        )
+        program = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True)).lower(rows, table, constants).compile()
         arrays = re.findall(r"(?:f32|bf16|s32|pred)\[([\d,]+)\]", program.as_text())
         largest = max(math.prod(map(int, dims.split(","))) for dims in arrays)
         return largest, program.memory_analysis().temp_size_in_bytes

@@ -50,9 +50,7 @@ def plot_attention(weights: np.ndarray, rows: Sequence[str], columns: Sequence[s
         for head in range(heads):
             axis = axes[layer, head]
             image = axis.imshow(weights[layer, head], vmin=0.0, vmax=1.0, cmap="Blues", aspect="auto")
-            axis.set_xticks(
-                range(len(columns)), columns if layer == layers - 1 else [], rotation=90, fontsize=7
-            )
+            axis.set_xticks(range(len(columns)), columns if layer == layers - 1 else [], rotation=90, fontsize=7)
             axis.set_yticks(range(len(rows)), rows if head == 0 else [], fontsize=7)
             if layer == 0:
                 axis.set_title(f"head {head}", fontsize=8)

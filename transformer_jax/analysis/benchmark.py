@@ -45,9 +45,7 @@ class _Compiles:
     def __init__(self) -> None:
         self.counts = dict.fromkeys(_EVENTS.values(), 0)
         jax.monitoring.register_event_listener(self._listen)
-        jax.monitoring.register_event_duration_secs_listener(
-            lambda event, duration_secs, **_: self._listen(event)
-        )
+        jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: self._listen(event))
 
     def _listen(self, event: str, **_: Any) -> None:
         if event in _EVENTS:

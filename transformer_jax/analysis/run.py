@@ -78,9 +78,7 @@ class Run:
             return steps[-1:], "ema_params"
         if name == "average" and count.isdecimal() and int(count):
             if int(count) > len(steps):
-                raise UserError(
-                    f"checkpoint {checkpoint!r}: only {len(steps)} checkpoints are there: {steps}."
-                )
+                raise UserError(f"checkpoint {checkpoint!r}: only {len(steps)} checkpoints are there: {steps}.")
             return steps[-int(count) :], "params"
         if checkpoint.isdecimal() and int(checkpoint) in steps:
             return [int(checkpoint)], "params"

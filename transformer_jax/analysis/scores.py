@@ -58,8 +58,7 @@ def evaluate_run(
         record["checkpoint"]["averaged"] = json.loads(average.read_text())
     name = f"{data['split']}-{run.checkpoint.replace(':', '')}-{_digest(record)}"
     record |= {
-        "scores": translation_scores(translations, references)
-        | reference_perplexity(run, sources, references),
+        "scores": translation_scores(translations, references) | reference_perplexity(run, sources, references),
         "translation_seconds": seconds,
         "translations": f"translations/{name}.txt",
         "devices": [str(device) for device in jax.devices()],
@@ -98,7 +97,8 @@ def format_record(record: dict[str, Any]) -> str:
     """The record for a terminal."""
     scores, decoding = record["scores"], record["decoding"]
     lines = [
-        f"{record['data']['sentences']} sentences of {record['data']['split']}, checkpoint {record['checkpoint']['choice']} "
+        f"{record['data']['sentences']} sentences of {record['data']['split']}, "
+        f"checkpoint {record['checkpoint']['choice']} "
         f"(steps {record['checkpoint']['steps']}), {decoding['method']} {decoding['beam_size']}, "
         f"{record['translation_seconds']:.1f} s",
         f"BLEU (cased)                   {scores['bleu']:6.2f}   {scores['bleu_signature']}",

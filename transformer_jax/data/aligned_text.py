@@ -78,9 +78,7 @@ def fill(pattern: str, parts: Sequence[Segments]) -> Segments:
     indices = [None, *map(int, literals[1::2]), None]
     for position, literal in enumerate(literals[::2]):
         left, right = indices[position], indices[position + 1]
-        pieces.append(
-            (literal, None if left is None or right is None else ("between", *sorted((left, right))))
-        )
+        pieces.append((literal, None if left is None or right is None else ("between", *sorted((left, right)))))
         if right is not None:
             pieces += [(text, None if key is None else (right, key)) for text, key in parts[right]]
     return segments(pieces)

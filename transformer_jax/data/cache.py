@@ -18,9 +18,7 @@ def cache_directory() -> Path:
     Raises:
       UserError: if the folder cannot be made or written.
     """
-    path = (
-        Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "transformer_jax").expanduser().absolute()
-    )
+    path = Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "transformer_jax").expanduser().absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -28,9 +26,7 @@ def cache_directory() -> Path:
             f"the cache folder {path} cannot be made ({error.strerror}): set {VARIABLE} to a folder that can"
         ) from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(
-            f"no permission to write in the cache folder {path}: set {VARIABLE} to another folder"
-        )
+        raise UserError(f"no permission to write in the cache folder {path}: set {VARIABLE} to another folder")
     return path
 
 

@@ -52,9 +52,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise UserError(
-                "dataset.name is empty: give phrases, multi30k, parallel_text or a TFDS dataset's name"
-            )
+            raise UserError("dataset.name is empty: give phrases, multi30k, parallel_text or a TFDS dataset's name")
         for key in ("source_language", "target_language"):
             if not getattr(self, key):
                 raise UserError(f"dataset.{key} is empty: give a language code such as en")
@@ -140,9 +138,7 @@ def _open(config: DatasetConfig) -> dict[str, Records]:
                 )
         if config.name == "phrases":
             if config.path:
-                raise UserError(
-                    f'dataset.path is {config.path!r}, but phrases reads no files: set dataset.path=""'
-                )
+                raise UserError(f'dataset.path is {config.path!r}, but phrases reads no files: set dataset.path=""')
             builder = open_phrases(source, target)
         elif config.name == "multi30k":
             builder = open_multi30k(source, target, config.path)
@@ -205,9 +201,7 @@ def _scan(records: Records, split: str, config: DatasetConfig) -> _Scan:
     if path.is_file():
         with np.load(path) as stored:
             return _Scan(stored["kept"], json.loads(str(stored["counts"])), str(stored["digest"]))
-    scan = _scan_pairs(
-        progress(records.pairs(), f"reading {config.name} {split}", len(records)), split, config
-    )
+    scan = _scan_pairs(progress(records.pairs(), f"reading {config.name} {split}", len(records)), split, config)
     path.parent.mkdir(exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
         np.savez(file, kept=scan.kept, counts=json.dumps(scan.counts), digest=scan.digest)

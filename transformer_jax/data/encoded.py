@@ -114,6 +114,4 @@ def cached_pairs(dataset: Dataset, split: str, tokenizers: TokenizerPair) -> Enc
                 os.rename(new, directory)
     # A plain view of the mapped file: indexing the memmap class itself is several times slower.
     load = lambda name: np.asarray(np.load(directory / f"{name}.npy", mmap_mode="r"))
-    return EncodedPairs(
-        *(Encoded(load(f"{side}_ids"), load(f"{side}_offsets")) for side in EncodedPairs._fields)
-    )
+    return EncodedPairs(*(Encoded(load(f"{side}_ids"), load(f"{side}_offsets")) for side in EncodedPairs._fields))

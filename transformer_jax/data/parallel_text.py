@@ -46,14 +46,10 @@ def split_files(folder: Path, split: str, names: str) -> list[Path]:
     """The one or two files of a split. Raises UserError if they are not one or two, or do not exist."""
     files = [folder / Path(name.strip()).expanduser() for name in names.split(",")]
     if len(files) > 2 or not all(name.strip() for name in names.split(",")):
-        raise UserError(
-            f"dataset.{split} is {names!r}: give two line-aligned files as SOURCE,TARGET or one TSV file"
-        )
+        raise UserError(f"dataset.{split} is {names!r}: give two line-aligned files as SOURCE,TARGET or one TSV file")
     for file in files:
         if not file.is_file():
-            raise UserError(
-                f"dataset.{split} names {file}, which is not a file: check dataset.path and the name"
-            )
+            raise UserError(f"dataset.{split} names {file}, which is not a file: check dataset.path and the name")
     return files
 
 

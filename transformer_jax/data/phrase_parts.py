@@ -139,9 +139,7 @@ class Renderer:
         """`number` units from now, or ago if negative."""
         delta = datetime.timedelta(seconds=number * RELATIVE_UNITS[unit])
         return _around_number(
-            format_timedelta(
-                delta, granularity=unit, threshold=math.inf, add_direction=True, locale=self.locale
-            )
+            format_timedelta(delta, granularity=unit, threshold=math.inf, add_direction=True, locale=self.locale)
         )
 
 
@@ -176,17 +174,11 @@ class Lexicon:
         self.source, self.target = Renderer(source_code), Renderer(target_code)
         months = itertools.product(DATE_FORMATS, range(1, 13))
         self.date_styles = self._distinct(
-            [
-                (name, month)
-                for name, month in months
-                if self.source.has_date(name) and self.target.has_date(name)
-            ],
+            [(name, month) for name, month in months if self.source.has_date(name) and self.target.has_date(name)],
             lambda side, item: side.date(item[0], datetime.date(2022, item[1], 17)),
         )
         self.numbers = {
-            kind: self._distinct(
-                [(kind, number) for number in numbers], lambda side, item: side.spelled(*item)
-            )
+            kind: self._distinct([(kind, number) for number in numbers], lambda side, item: side.spelled(*item))
             for kind, numbers in NUMBERS.items()
         }
         self.currencies = self._distinct(
@@ -221,9 +213,7 @@ class Lexicon:
 
     def _names(self, kind: str, attribute: str, code: re.Pattern) -> list[Part]:
         names = [getattr(side.locale, attribute) for side in (self.source, self.target)]
-        codes = sorted(
-            key for key in names[0] if code.fullmatch(key) and key not in ("ZZ", "XA", "XB", "EU", "EZ")
-        )
+        codes = sorted(key for key in names[0] if code.fullmatch(key) and key not in ("ZZ", "XA", "XB", "EU", "EZ"))
         render = lambda side, item: segments([(getattr(side.locale, attribute)[item], "name")])
         return [
             Part(render(self.source, item), render(self.target, item), (kind, item))
@@ -258,9 +248,7 @@ class Lexicon:
 
     @functools.cache  # noqa: B019
     def quantity(self, unit: str, length: Literal["long", "short"], number: int) -> Part:
-        sides = _matched(
-            self.source.quantity(unit, length, number), self.target.quantity(unit, length, number)
-        )
+        sides = _matched(self.source.quantity(unit, length, number), self.target.quantity(unit, length, number))
         head = ("unit", unit)
         return Part(*sides, head, ((("number", number), head),))
 

@@ -196,9 +196,7 @@ class Phrasebook:
             for literal, words, number, slot in zip(*(pieces[i::4] for i in range(4)), strict=False):
                 text.append((literal, None))
                 if slot:
-                    text += [
-                        (t, None if key is None else (slot, key)) for t, key in getattr(slots[slot], side)
-                    ]
+                    text += [(t, None if key is None else (slot, key)) for t, key in getattr(slots[slot], side)]
                 else:
                     text.append((words, ("word", number)))
             texts.append(segments([*text, (pieces[-1], None)]))
@@ -223,9 +221,7 @@ def _combined(parts: list[Part]) -> tuple[tuple[Value, Value], ...]:
 def holder(combination: tuple[Value, Value]) -> str:
     """The split that keeps a combination of two values, in any order: "train", "validation" or "test"."""
     place = zlib.crc32(" ".join(sorted(map(repr, combination))).encode()) % 1000
-    return (
-        "test" if place < HELD_OUT_PER_MILLE else "validation" if place < 2 * HELD_OUT_PER_MILLE else "train"
-    )
+    return "test" if place < HELD_OUT_PER_MILLE else "validation" if place < 2 * HELD_OUT_PER_MILLE else "train"
 
 
 def generate(source_locale: str, target_locale: str, sizes: Mapping[str, int]) -> dict[str, list[Example]]:
@@ -262,9 +258,7 @@ def generate(source_locale: str, target_locale: str, sizes: Mapping[str, int]) -
         kept_for.pop("train", None)
         if len(kept_for) > 1:
             continue
-        held_out = "".join(
-            " + ".join(" ".join(map(str, value)) for value in pair) for pair in kept_for.values()
-        )
+        held_out = "".join(" + ".join(" ".join(map(str, value)) for value in pair) for pair in kept_for.values())
         split = next(iter(kept_for)) if kept_for else book.draw_split(left[False])
         if not left[bool(kept_for)].get(split):
             continue

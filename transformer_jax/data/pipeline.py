@@ -34,9 +34,7 @@ _ORDER, _SAMPLING, _SHAPES = range(3)  # what random numbers are for; mixed into
 class Epoch:
     """One pass over the training split: its tokens, and its batches in order."""
 
-    def __init__(
-        self, pairs: EncodedPairs, shapes: list[Shape], config: BatchingConfig, rng: np.random.Generator
-    ):
+    def __init__(self, pairs: EncodedPairs, shapes: list[Shape], config: BatchingConfig, rng: np.random.Generator):
         largest = shapes[-1][1:]
         lengths = pairs.lengths
         long = (lengths > largest).any(axis=1)
@@ -45,9 +43,7 @@ class Epoch:
         self.truncated = int(long.sum()) - self.dropped
         self.lengths = np.minimum(lengths[kept], largest)
         self.pairs = pairs
-        self.plan = [
-            PlannedBatch(shape, kept[examples]) for shape, examples in plan_epoch(self.lengths, shapes, rng)
-        ]
+        self.plan = [PlannedBatch(shape, kept[examples]) for shape, examples in plan_epoch(self.lengths, shapes, rng)]
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -150,9 +146,7 @@ class Pipeline:
         """What the batches of an epoch are made of: counts, shapes, shares of padding and unknown tokens."""
         made = self.epoch(epoch)
         used = Counter(shape for shape, _ in made.plan)
-        cells = np.array(
-            [[s.rows * s.source_length * n, s.rows * s.target_length * n] for s, n in used.items()]
-        )
+        cells = np.array([[s.rows * s.source_length * n, s.rows * s.target_length * n] for s, n in used.items()])
         tokens, cells = made.lengths.sum(axis=0), cells.sum(axis=0)
         waste = 1 - tokens / cells
         unknown = [float((side.ids[:-1] == UNK).mean()) if len(side.ids) > 1 else 0.0 for side in made.pairs]
@@ -206,9 +200,7 @@ class BatchIterator(Iterator[Batch]):
         if batch == len(made):
             return self._open(epoch + 1, 0)
         self._epoch, self._batch, self._batches = epoch, batch, len(made)
-        plan = grain.MapDataset.range(batch, len(made)).map(
-            lambda index: made.batch(int(index), *self._shard)
-        )
+        plan = grain.MapDataset.range(batch, len(made)).map(lambda index: made.batch(int(index), *self._shard))
         # Everything is in memory: reading ahead in threads costs more than it saves.
         self._rest = iter(plan.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 

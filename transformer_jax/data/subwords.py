@@ -11,9 +11,7 @@ import numpy as np
 import sentencepiece
 
 SPACE = "▁"  # how SentencePiece writes the white space that begins a word
-NBEST = (
-    64  # segmentations of a word that unigram sampling chooses from (Kudo 2018 does so for a whole sentence)
-)
+NBEST = 64  # segmentations of a word that unigram sampling chooses from (Kudo 2018 does so for a whole sentence)
 BLOCK = 20_000  # words whose merges are simulated at a time
 MOST_KNOWN = 200_000  # words whose segmentations are remembered: about 2 KB each
 
@@ -60,9 +58,7 @@ class BpeDropout:
         merges = []  # (left, right, merged): one symbol, its neighbour, and the piece they make
         for piece, merged in self._ids.items():
             splits = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-            merges += [
-                (self._ids[a], self._ids[b], merged) for a, b in splits if a in self._ids and b in self._ids
-            ]
+            merges += [(self._ids[a], self._ids[b], merged) for a, b in splits if a in self._ids and b in self._ids]
         table = np.array(sorted(merges), np.int64).reshape(-1, 3)
         # A pair that cannot merge finds another pair's key, or the sentinel behind the last one.
         self._keys, self._merged = table[:, 0] << 32 | table[:, 1], np.append(table[:, 2], -1)

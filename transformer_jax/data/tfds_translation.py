@@ -28,9 +28,7 @@ def open_tfds(name: str, source_language: str, target_language: str, path: str) 
       UserError: TFDS knows no such dataset or config, or the dataset lacks a language.
     """
     # TFDS finds these builders only once their modules are imported.
-    for module in pkgutil.iter_modules(
-        tensorflow_datasets.translate.__path__, "tensorflow_datasets.translate."
-    ):
+    for module in pkgutil.iter_modules(tensorflow_datasets.translate.__path__, "tensorflow_datasets.translate."):
         if not module.name.endswith("_test"):
             importlib.import_module(module.name)
     data_dir = path or str(cache_directory() / "datasets")
@@ -49,9 +47,7 @@ def open_tfds(name: str, source_language: str, target_language: str, path: str) 
         raise UserError(f"dataset.name is {name!r}, which TFDS cannot build. It has {configs}") from error
     languages = getattr(builder.info.features, "languages", None)
     if not isinstance(builder.info.features, tfds.features.Translation) or not languages:
-        raise UserError(
-            f"dataset.name is {name!r}, whose examples are not pairs of sentences in two languages"
-        )
+        raise UserError(f"dataset.name is {name!r}, whose examples are not pairs of sentences in two languages")
     for language in (source_language, target_language):
         if language not in languages:
             raise UserError(f"{name} has no language {language!r}: it has {', '.join(languages)}")

@@ -72,9 +72,7 @@ class TokenizerConfig:
         if not 0 <= self.sampling <= 1:
             raise UserError(f"tokenizer.sampling is {self.sampling}: it must be from 0 (off) to 1")
         if self.sampling and self.kind == "byte":
-            raise UserError(
-                f"tokenizer.sampling is {self.sampling}: bytes have one segmentation only; set it to 0"
-            )
+            raise UserError(f"tokenizer.sampling is {self.sampling}: bytes have one segmentation only; set it to 0")
 
 
 class Tokenizer(Protocol):
@@ -129,9 +127,7 @@ class SentencePieceTokenizer:
         self._model, self._kind, self._sampling = model, kind, sampling
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = int(self._processor.get_piece_size())
-        self._sampler: WordSampler = (BpeDropout if kind == "bpe" else UnigramSampling)(
-            self._processor, sampling
-        )
+        self._sampler: WordSampler = (BpeDropout if kind == "bpe" else UnigramSampling)(self._processor, sampling)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode([normalize(text) for text in texts], num_threads=ENCODING_THREADS)
@@ -256,17 +252,11 @@ def load_tokenizers(directory: str | Path) -> TokenizerPair:
         models = {name: (directory / name).read_bytes() for name in _file_names(config)}
         for name, model in models.items():
             if hashlib.sha256(model).hexdigest() != digests[name]:
-                raise UserError(
-                    f"{directory / name} is damaged (its SHA-256 has changed): restore it from a copy"
-                )
+                raise UserError(f"{directory / name} is damaged (its SHA-256 has changed): restore it from a copy")
     except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} is missing: {directory} is not a whole tokenizer folder"
-        ) from error
+        raise UserError(f"{error.filename} is missing: {directory} is not a whole tokenizer folder") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{directory / 'tokenizer.json'} cannot be read ({error}): restore it from a copy"
-        ) from error
+        raise UserError(f"{directory / 'tokenizer.json'} cannot be read ({error}): restore it from a copy") from error
     return _pair(config, list(models.values()))
 
 

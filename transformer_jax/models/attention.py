@@ -35,15 +35,9 @@ class MultiHeadAttention(nn.Module):
 
     def setup(self) -> None:
         D, H, G, K = self.d_model, self.num_heads, self.num_kv_heads, self.head_dim
-        self.query_weights = Weights(
-            (D, H, K), ("embed", "heads", "head_dim"), use_bias=self.use_bias, name="query"
-        )
-        self.key_weights = Weights(
-            (D, G, K), ("embed", "kv_heads", "head_dim"), use_bias=self.use_bias, name="key"
-        )
-        self.value_weights = Weights(
-            (D, G, K), ("embed", "kv_heads", "head_dim"), use_bias=self.use_bias, name="value"
-        )
+        self.query_weights = Weights((D, H, K), ("embed", "heads", "head_dim"), use_bias=self.use_bias, name="query")
+        self.key_weights = Weights((D, G, K), ("embed", "kv_heads", "head_dim"), use_bias=self.use_bias, name="key")
+        self.value_weights = Weights((D, G, K), ("embed", "kv_heads", "head_dim"), use_bias=self.use_bias, name="value")
         self.output_weights = Weights(
             (H, K, D), ("heads", "head_dim", "embed"), num_input_axes=2, use_bias=self.use_bias, name="output"
         )

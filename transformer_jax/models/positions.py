@@ -12,11 +12,7 @@ from jax import Array
 def sinusoidal(length: int, d_model: int) -> np.ndarray:
     """Table float32[length, d_model] of Vaswani et al. 2017, section 3.5: sines on even, cosines on odd axes."""
     angles = np.arange(length)[:, None] / 10000 ** (np.arange(0, d_model, 2) / d_model)
-    return (
-        np.stack([np.sin(angles), np.cos(angles)], axis=-1)
-        .reshape(length, -1)[:, :d_model]
-        .astype(np.float32)
-    )
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, -1)[:, :d_model].astype(np.float32)
 
 
 def rotary(x: Array, positions: Array) -> Array:
@@ -33,7 +29,7 @@ def rotary(x: Array, positions: Array) -> Array:
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """Slopes float32[H] of Press et al. 2022: a geometric sequence from 2^(-8/n), interleaved when n is no power of two."""
+    """Slopes float32[H] of Press et al. 2022: a geometric sequence, interleaved when H is no power of two."""
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
@@ -46,7 +42,7 @@ def alibi(distance: Array, num_heads: int) -> Array:
 
 
 def relative_buckets(distance: Array, bidirectional: bool, num_buckets: int, max_distance: int) -> Array:
-    """Bucket int32 of each distance key - query (Raffel et al. 2020, section 2.1): exact when near, logarithmic beyond."""
+    """Bucket int32 of each distance key - query (Raffel et al. 2020, section 2.1): exact near, logarithmic beyond."""
     offset: Array | int = 0
     if bidirectional:
         num_buckets //= 2

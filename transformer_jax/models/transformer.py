@@ -68,7 +68,8 @@ class TransformerConfig:
         divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
         need(
             self.d_model % self.num_heads == 0,
-            f"d_model={self.d_model} is not divisible by num_heads={self.num_heads}; num_heads may be one of {divisors}.",
+            f"d_model={self.d_model} is not divisible by num_heads={self.num_heads}; "
+            f"num_heads may be one of {divisors}.",
         )
         need(
             self.kv_heads >= 1 and self.num_heads % self.kv_heads == 0,
@@ -77,16 +78,16 @@ class TransformerConfig:
         )
         need(
             self.positions != "rotary" or self.head_dim % 2 == 0,
-            f"rotary positions need an even head size; d_model={self.d_model} / num_heads={self.num_heads} is {self.head_dim}.",
+            f"rotary positions need an even head size; d_model={self.d_model} / num_heads={self.num_heads} is "
+            f"{self.head_dim}.",
         )
         need(
             self.positions != "sinusoidal" or self.d_model % 2 == 0,
             f"sinusoidal positions need an even d_model; it is {self.d_model}.",
         )
         need(
-            self.tie_embeddings not in ("source_target", "all")
-            or self.source_vocab_size == self.target_vocab_size,
-            f"tie_embeddings={self.tie_embeddings!r} shares one table between source and target, but their vocabularies "
+            self.tie_embeddings not in ("source_target", "all") or self.source_vocab_size == self.target_vocab_size,
+            f"tie_embeddings={self.tie_embeddings!r} shares one table between the languages, but their vocabularies "
             f"have {self.source_vocab_size} and {self.target_vocab_size} entries; use tokenizer.joint=True, "
             "or tie_embeddings='target_output' or 'none'.",
         )
@@ -117,18 +118,14 @@ class FeedForward(nn.Module):
             c.activation[:-3] if gated else c.activation[:2]
         ]
         shape, axes = (
-            ((c.d_model, 2, c.d_ff), ("embed", "gate", "mlp"))
-            if gated
-            else ((c.d_model, c.d_ff), ("embed", "mlp"))
+            ((c.d_model, 2, c.d_ff), ("embed", "gate", "mlp")) if gated else ((c.d_model, c.d_ff), ("embed", "mlp"))
         )
         kernel, bias = Weights(shape, axes, use_bias=c.feed_forward_bias, name="input")()
         hidden = jnp.tensordot(x, kernel.astype(x.dtype), 1)
         hidden = hidden if bias is None else hidden + bias.astype(x.dtype)
         hidden = act(hidden[..., 0, :]) * hidden[..., 1, :] if gated else act(hidden)
         hidden = dropout(hidden, seeds, "activation", c.activation_dropout_rate)
-        kernel, bias = Weights(
-            (c.d_ff, c.d_model), ("mlp", "embed"), use_bias=c.feed_forward_bias, name="output"
-        )()
+        kernel, bias = Weights((c.d_ff, c.d_model), ("mlp", "embed"), use_bias=c.feed_forward_bias, name="output")()
         y = jnp.tensordot(hidden, kernel.astype(x.dtype), 1)
         return y if bias is None else y + bias.astype(x.dtype)
 
@@ -190,9 +187,7 @@ class Layer(nn.Module):
             )
         return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, seeds), seeds), None
 
-    def step(
-        self, x: Array, cache: Cache, index: Array, self_bias: Array, cross_bias: Array
-    ) -> tuple[Array, Cache]:
+    def step(self, x: Array, cache: Cache, index: Array, self_bias: Array, cross_bias: Array) -> tuple[Array, Cache]:
         """One position of K beams x[B, K, D]; keys and values of every beam stay in the slot they were written to."""
         c, cache = self.config, dict(cache)
 
@@ -200,9 +195,7 @@ class Layer(nn.Module):
             positions = index if c.positions == "rotary" else None
             new = self.self_attention.keys_values(h, positions)
             for name, value in zip(("key", "value"), new, strict=True):
-                cache[name] = jax.lax.dynamic_update_slice(
-                    cache[name], value[:, :, None], (0, 0, index, 0, 0)
-                )
+                cache[name] = jax.lax.dynamic_update_slice(cache[name], value[:, :, None], (0, 0, index, 0, 0))
             k, v = (cache[name].reshape(*value.shape[:2], -1, c.head_dim) for name in ("key", "value"))
             return self.self_attention.attend(self.self_attention.query(h, positions), k, v, self_bias)
 
@@ -304,9 +297,7 @@ class EncoderDecoder(nn.Module):
         self.decoder = Stack(c, c.num_decoder_layers, causal=True, has_memory=True)
 
     def _table(self, side: str) -> Array:
-        return getattr(
-            self, f"{side}_embedding" if hasattr(self, f"{side}_embedding") else "shared_embedding"
-        )()
+        return getattr(self, f"{side}_embedding" if hasattr(self, f"{side}_embedding") else "shared_embedding")()
 
     def _embed(self, side: str, tokens: Array, first: Array | int, seeds: Seeds, cut: float = 0.0) -> Array:
         """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, …; a share ``cut`` of the
@@ -319,15 +310,11 @@ class EncoderDecoder(nn.Module):
             )
         x = self._table(side)[tokens] * c.d_model**0.5
         if cut:
-            x = jnp.where(
-                dropout(jnp.ones(tokens.shape), seeds, f"{side}_cutoff", cut)[..., None] > 0, x, 0.0
-            )
+            x = jnp.where(dropout(jnp.ones(tokens.shape), seeds, f"{side}_cutoff", cut)[..., None] > 0, x, 0.0)
         if c.positions in ("sinusoidal", "learned"):
             learned = c.positions == "learned"
             table = (
-                getattr(self, f"{side}_positions")()
-                if learned
-                else jnp.asarray(sinusoidal(c.max_length, c.d_model))
+                getattr(self, f"{side}_positions")() if learned else jnp.asarray(sinusoidal(c.max_length, c.d_model))
             )
             x = x + jax.lax.dynamic_slice_in_dim(table, first, length)
         return dropout(x.astype(c.dtype), seeds, f"{side}_embedding", c.embedding_dropout_rate)

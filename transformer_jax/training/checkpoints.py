@@ -191,11 +191,7 @@ class Checkpoints:
         parts = path.split("/")
         for i, part in enumerate(parts):
             if not isinstance(node, dict) or node.get(part) is None:
-                known = (
-                    ", ".join(k for k, v in node.items() if v is not None)
-                    if isinstance(node, dict)
-                    else "none"
-                )
+                known = ", ".join(k for k, v in node.items() if v is not None) if isinstance(node, dict) else "none"
                 place = "/".join(parts[:i]) or "its top"
                 raise UserError(f"Checkpoint {folder} has no {path}: at {place} there is {known}.")
             node = node[part]
@@ -263,9 +259,7 @@ class Checkpoints:
     def _folder(self, step: int) -> Path:
         if step not in self.steps():
             known = ", ".join(map(str, self.steps())) or "none"
-            raise UserError(
-                f"There is no checkpoint of step {step} in {self.directory}. Steps there: {known}."
-            )
+            raise UserError(f"There is no checkpoint of step {step} in {self.directory}. Steps there: {known}.")
         return self.directory / str(step)
 
     def _verified(self, step: int) -> Path:
@@ -323,9 +317,7 @@ def _digests(folder: Path) -> dict[str, str]:
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file != folder / "digests.json":
             with file.open("rb") as stream:
-                digests[file.relative_to(folder).as_posix()] = hashlib.file_digest(
-                    stream, "sha256"
-                ).hexdigest()
+                digests[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
     return digests
 
 
@@ -338,11 +330,7 @@ def _compare(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """One line for each array that is not the same in both; parameters first."""
 
     def show(leaf: Any) -> str:
-        return (
-            f"{np.dtype(leaf.dtype).name}[{', '.join(map(str, leaf.shape))}]"
-            if leaf is not None
-            else "absent"
-        )
+        return f"{np.dtype(leaf.dtype).name}[{', '.join(map(str, leaf.shape))}]" if leaf is not None else "absent"
 
     lines = []
     for path in sorted({*stored, *wanted}, key=lambda path: (not path.startswith("params"), path)):

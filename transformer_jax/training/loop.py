@@ -97,9 +97,9 @@ def check_rows(config: RunConfig, mesh: Mesh) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.training.accumulation
     if config.batching.rows_multiple % parts:
         raise UserError(
-            f"batching.rows_multiple={config.batching.rows_multiple} does not divide over mesh.data={mesh.shape['data']} * "
-            f"mesh.fsdp={mesh.shape['fsdp']} * training.accumulation={config.training.accumulation}; set it to a "
-            f"multiple of {parts}."
+            f"batching.rows_multiple={config.batching.rows_multiple} does not divide over "
+            f"mesh.data={mesh.shape['data']} * mesh.fsdp={mesh.shape['fsdp']} * training.accumulation="
+            f"{config.training.accumulation}; set it to a multiple of {parts}."
         )
 
 
@@ -179,9 +179,7 @@ def _train(
         ):
             parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
             progress.message(format_report(pipeline.report()))
-            progress.message(
-                f"parameters     {parameters:,} on {mesh.size} device(s), mesh {dict(mesh.shape)}"
-            )
+            progress.message(f"parameters     {parameters:,} on {mesh.size} device(s), mesh {dict(mesh.shape)}")
             if found:
                 progress.message(f"continuing     from step {first} of {total}")
             step = make_train_step(
@@ -196,17 +194,13 @@ def _train(
             )
             begin = time.monotonic()
             compiled = compile_shapes(step, shapes, mesh, pipeline)
-            progress.message(
-                f"compiled       {len(compiled)} batch shapes in {time.monotonic() - begin:.1f} s"
-            )
+            progress.message(f"compiled       {len(compiled)} batch shapes in {time.monotonic() - begin:.1f} s")
             evaluator = TranslationEvaluator(config, task, mesh, dataset, tokenizers, pipeline.shapes)
 
             def evaluate(number: int, params: Any) -> dict[str, float]:
                 metrics = dict(evaluator(params))
                 writer.write(number, "validation", metrics)
-                text = "  ".join(
-                    f"{name} {value:.4g}" for name, value in metrics.items() if "seconds" not in name
-                )
+                text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "seconds" not in name)
                 progress.message(f"step {number}: validation {text}")
                 return metrics
 
@@ -246,9 +240,7 @@ def _train(
                 window.add(number, batch, measured)
 
 
-def compile_shapes(
-    step: TrainStep, shapes: TrainState, mesh: Mesh, pipeline: Pipeline
-) -> dict[Any, TrainStep]:
+def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, pipeline: Pipeline) -> dict[Any, TrainStep]:
     """The step compiled for every batch shape there can be, several at a time, so that none is compiled later."""
 
     def gradients(batch: Any) -> Any:
@@ -274,14 +266,10 @@ def _evaluation_weights(config: RunConfig, state: TrainState, checkpoints: Check
     if config.evaluation.weights == "average":
         checkpoints.wait()
         # Not what an interruption saved in between: the mean is the same as in a run without one.
-        earlier = (
-            checkpoints.lasting()[-(config.evaluation.average - 1) :] if config.evaluation.average > 1 else []
-        )
+        earlier = checkpoints.lasting()[-(config.evaluation.average - 1) :] if config.evaluation.average > 1 else []
         for step in earlier:
             tree = checkpoints.restore_parameters(step)
-            params = jax.tree.map(
-                lambda p, other: p + jax.device_put(np.asarray(other), p.sharding), params, tree
-            )
+            params = jax.tree.map(lambda p, other: p + jax.device_put(np.asarray(other), p.sharding), params, tree)
         params = jax.tree.map(lambda p: p / (len(earlier) + 1), params)
     return params
 
@@ -294,18 +282,14 @@ def exhausted(history: list[dict[str, Any]], evaluation: EvaluationConfig) -> bo
     """Whether the last ``patience`` validation values of the metric brought no new best."""
     metric, patience = evaluation.metric, evaluation.patience
     sign = -1 if metric == "loss" else 1
-    values = [
-        sign * row["value"] for row in history if row["split"] == "validation" and row["name"] == metric
-    ]
+    values = [sign * row["value"] for row in history if row["split"] == "validation" and row["name"] == metric]
     return bool(patience) and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
 
 
 class Window:
     """Metrics of the steps since the last log line; fetched a step late, so that the device never waits for Python."""
 
-    def __init__(
-        self, writer: MetricWriter, progress: Progress, every: int, compiles: CompileCounter
-    ) -> None:
+    def __init__(self, writer: MetricWriter, progress: Progress, every: int, compiles: CompileCounter) -> None:
         self._writer, self._progress, self._every, self._compiles = writer, progress, every, compiles
         self._pending: tuple[int, dict[str, Any], int] | None = None
         self._shown: dict[str, float] = {}
@@ -361,11 +345,7 @@ class Window:
             self.pause()
             seconds = max(self._seconds, 1e-9)
             stats = jax.local_devices()[0].memory_stats() or {}
-            memory = (
-                {"device_memory_bytes": float(stats["peak_bytes_in_use"])}
-                if "peak_bytes_in_use" in stats
-                else {}
-            )
+            memory = {"device_memory_bytes": float(stats["peak_bytes_in_use"])} if "peak_bytes_in_use" in stats else {}
             line = {
                 **summarise(self._sums),
                 **self._last,

@@ -87,7 +87,11 @@ def _cross_entropy_in_chunks(
             dtable = dtable + jnp.dot(e.T, scaled, preferred_element_type=jnp.float32)
         return normalisers, dh, dtable
 
-    start = (jnp.zeros(w.shape), jnp.zeros(h.shape) if gradients else None, jnp.zeros(table.shape) if gradients else None)
+    start = (
+        jnp.zeros(w.shape),
+        jnp.zeros(h.shape) if gradients else None,
+        jnp.zeros(table.shape) if gradients else None,
+    )
     chunks = jnp.ceil(count / chunk).astype(jnp.int32)
     normalisers, dh, dtable = jax.lax.fori_loop(0, chunks, body, start)
     nll = jnp.sum(w * (normalisers - target))
@@ -154,7 +158,9 @@ def in_chunks(rows_loss: Callable[..., tuple[Array, Sums]], chunk: int) -> Calla
             return jax.tree.map(jnp.add, carry, rows_loss(xs[0], table, xs[1])), None
 
         xs = (split(rows), split(constants))
-        shapes = jax.eval_shape(rows_loss, *(jax.tree.map(lambda x: x[0], xs[0]), table, jax.tree.map(lambda x: x[0], xs[1])))
+        shapes = jax.eval_shape(
+            rows_loss, *(jax.tree.map(lambda x: x[0], xs[0]), table, jax.tree.map(lambda x: x[0], xs[1]))
+        )
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(body, zeros, xs)[0]
 
@@ -167,9 +173,7 @@ def in_chunks(rows_loss: Callable[..., tuple[Array, Sums]], chunk: int) -> Calla
     return summed
 
 
-def consistent_rows(
-    label_smoothing: float, weight: float, symmetric: bool
-) -> Callable[..., tuple[Array, Sums]]:
+def consistent_rows(label_smoothing: float, weight: float, symmetric: bool) -> Callable[..., tuple[Array, Sums]]:
     """The row loss of two passes that should agree: rows = (first [N, D], second [N, D]).
 
     Symmetric, it is R-Drop (Liang et al. 2021, eq. 4), halved to the scale of one pass: the mean of the two cross

@@ -34,9 +34,7 @@ class MetricWriter:
         if path.exists():
             _rewrite(path, math.inf if resume_step is None else resume_step)
         self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(
-            str(self._directory), purge_step=None if resume_step is None else resume_step + 1
-        )
+        self._events = SummaryWriter(str(self._directory), purge_step=None if resume_step is None else resume_step + 1)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Appends a line {"step", "split", "name", "value"} for each metric, and flushes the file.
@@ -47,9 +45,7 @@ class MetricWriter:
         for name, value in metrics.items():
             number = float(value)
             stored = number if math.isfinite(number) else str(number)
-            lines.append(
-                json.dumps({"step": int(step), "split": split, "name": name, "value": stored}) + "\n"
-            )
+            lines.append(json.dumps({"step": int(step), "split": split, "name": name, "value": stored}) + "\n")
             self._events.add_scalar(f"{split}/{name}", number, int(step))
         self._file.write("".join(lines))
         self._file.flush()
@@ -90,9 +86,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             records.append({**record, "step": int(record["step"]), "value": float(record["value"])})
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{path}, line {number} is no metric: {line[:80]!r}. Remove that line."
-            ) from error
+            raise UserError(f"{path}, line {number} is no metric: {line[:80]!r}. Remove that line.") from error
     return records
 
 
@@ -100,9 +94,7 @@ def _rewrite(path: Path, last_step: float) -> None:
     """Drops a torn last line and the lines of steps after last_step, atomically."""
     keep = read_metrics(path)
     whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    text = "".join(
-        f"{line}\n" for line, record in zip(whole, keep, strict=True) if record["step"] <= last_step
-    )
+    text = "".join(f"{line}\n" for line, record in zip(whole, keep, strict=True) if record["step"] <= last_step)
     temporary = path.with_name(".metrics.jsonl.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

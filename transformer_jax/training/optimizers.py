@@ -1,9 +1,10 @@
 """Learning-rate schedules and optimizers by name."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -35,10 +36,13 @@ class OptimizerConfig:
         if self.clip_norm < 0:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be at least 0 (0: no clipping).")
         if self.name == "adam" and self.weight_decay:
-            raise UserError(f"optimizer.weight_decay={self.weight_decay} needs optimizer.name='adamw'; 'adam' has none.")
+            raise UserError(
+                f"optimizer.weight_decay={self.weight_decay} needs optimizer.name='adamw'; 'adam' has none."
+            )
         if self.name == "schedule_free_adamw" and self.schedule != "constant":
             raise UserError(
-                f"optimizer.schedule={self.schedule!r} cannot go with schedule_free_adamw, which replaces it; use 'constant'."
+                f"optimizer.schedule={self.schedule!r} cannot go with schedule_free_adamw, which replaces it; "
+                "use 'constant'."
             )
 
 
@@ -48,14 +52,14 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     peak, warmup = config.peak_learning_rate, max(config.warmup_steps, 1)
     after = max(total_steps - warmup, 1)
     if config.schedule == "inverse_square_root":
-        decay: optax.Schedule = lambda step: peak * (warmup / (step + warmup)) ** 0.5
+        decay: optax.Schedule = lambda step: peak * (warmup / (jnp.maximum(step, 0) + warmup)) ** 0.5
     elif config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, after)
     elif config.schedule == "linear":
         decay = optax.linear_schedule(peak, 0.0, after)
     elif config.schedule == "warmup_stable_decay":
-        length = max(int(config.decay_fraction * total_steps), 1)
-        decay = optax.linear_schedule(peak, 0.0, length, transition_begin=max(after - length, 0))
+        length = min(max(int(config.decay_fraction * total_steps), 1), after)
+        decay = optax.linear_schedule(peak, 0.0, length, transition_begin=after - length)
     else:
         decay = optax.constant_schedule(peak)
     # Step 0 already moves: a first update with rate zero would be a batch thrown away.
@@ -87,9 +91,8 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     elif config.name == "adamw":
         optimizer = optax.adamw(rate, **adam, weight_decay=config.weight_decay)
     elif config.name == "schedule_free_adamw":
-        optimizer = contrib.schedule_free_adamw(
-            config.peak_learning_rate, warmup_steps=config.warmup_steps, weight_decay=config.weight_decay, **adam
-        )
+        # Its own warm-up has a first step of zero, and with warmup_steps=0 no other.
+        optimizer = contrib.schedule_free_adamw(cast(Any, rate), weight_decay=config.weight_decay, **adam)
     else:
         optimizer = contrib.muon(
             rate,

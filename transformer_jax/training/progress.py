@@ -70,6 +70,5 @@ class Progress:
 def _format(metrics: Mapping[str, float]) -> str:
     """Large numbers whole and grouped, others with four significant digits."""
     return "  ".join(
-        f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4g}"
-        for name, value in metrics.items()
+        f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.4g}" for name, value in metrics.items()
     )

@@ -69,12 +69,16 @@ def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..
             shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             total, _ = jax.lax.scan(lambda t, x: (jax.tree.map(jnp.add, t, one(*x)), None), zeros, parts)
+        if mesh.shape["data"] == 1:
+            return total
         if not whole:
             return jax.lax.psum(total, "data")
         # One all-reduce of one flat array: on a CPU each reduction costs a rendezvous of all device threads.
         flat, unflatten = ravel_pytree(total)
         return unflatten(jax.lax.psum(flat, "data"))
 
+    if mesh.shape["data"] == 1:
+        return local  # besides, the partitioner refuses a manual axis of one beside larger automatic ones
     rows = P("data")
     return jax.shard_map(
         local, mesh=mesh, in_specs=(P(), rows, rows), out_specs=P(), axis_names={"data"}, check_vma=False

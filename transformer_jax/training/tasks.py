@@ -75,13 +75,9 @@ class TranslationTask:
             "weights": (target != PAD_ID).astype(jnp.float32).reshape(-1),
         }
         if seeds is None or c.regularizer == "none":
-            return summed_cross_entropy(
-                hidden(seeds), table, *constants.values(), c.label_smoothing, c.loss_chunk
-            )
+            return summed_cross_entropy(hidden(seeds), table, *constants.values(), c.label_smoothing, c.loss_chunk)
         second = fold_in(seeds, "second pass")
-        rows_loss = consistent_rows(
-            c.label_smoothing, c.regularizer_weight, symmetric=c.regularizer == "r_drop"
-        )
+        rows_loss = consistent_rows(c.label_smoothing, c.regularizer_weight, symmetric=c.regularizer == "r_drop")
         rows = (hidden(seeds), hidden(second, c.cutoff_rate if c.regularizer == "simcut" else 0.0))
         return in_chunks(rows_loss, c.loss_chunk)(rows, table, constants)
 

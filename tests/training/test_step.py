@@ -1,0 +1,140 @@
+"""The train step: accumulation and devices change nothing, the average and the counts are what they say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.models.tiny import QUICK, random_parameters
+from tests.training.tiny_training import MESHES, make_batch, make_task
+from transformer_jax.models.layers import row_seeds
+from transformer_jax.training.losses import cross_entropy
+from transformer_jax.training.step import abstract_state, make_train_step, sums_and_gradients
+
+
+def one_device_mesh() -> jax.sharding.Mesh:
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=auto, devices=jax.devices()[:1])
+
+
+def totals(task: Any, accumulation: int, params: Any, batch: Any, seeds: Any) -> Any:
+    compute = sums_and_gradients(task, one_device_mesh(), accumulation)
+    return jax.jit(compute, compiler_options=QUICK)(params, batch, seeds)
+
+
+def assert_close(a: Any, b: Any, rtol: float = 1e-5) -> None:
+    """Each leaf to ``rtol`` of its largest value."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=rtol * (1e-6 + np.abs(y).max())), a, b)
+
+
+@pytest.mark.parametrize(("regularizer", "accumulation"), [("none", 2), ("none", 8), ("r_drop", 2), ("simcut", 4)])
+def test_accumulation_equals_the_whole_batch(regularizer: str, accumulation: int) -> None:
+    """Token for token, dropout on: microbatches hold unequal numbers of tokens, one padding alone."""
+    task, batch = make_task(regularizer), make_batch(rows=8)
+    params, seeds = random_parameters(task.model.config), row_seeds(1, 2, jnp.arange(8))
+    whole = totals(task, 1, params, batch, seeds)
+    assert_close(totals(task, accumulation, params, batch, seeds), whole)
+    assert whole[0]["tokens"] == np.count_nonzero(batch["target"])
+
+
+def test_rows_of_padding_add_nothing_and_a_batch_of_them_is_no_nan() -> None:
+    task, batch = make_task(), make_batch(rows=4)
+    params, seeds = random_parameters(task.model.config), row_seeds(1, 2, jnp.arange(6))
+    padded = {name: np.pad(tokens, ((0, 2), (0, 0))) for name, tokens in batch.items()}
+    assert_close(totals(task, 1, params, padded, seeds), totals(task, 1, params, batch, seeds[:4]))
+    nothing = jax.tree.map(np.zeros_like, batch)
+    sums, gradients = totals(task, 1, params, nothing, seeds[:4])
+    assert sums["tokens"] == sums["loss"] == 0
+    assert not any(np.asarray(g).any() for g in jax.tree.leaves(gradients))
+
+
+def test_the_loss_without_dropout_is_the_cross_entropy_of_the_logits() -> None:
+    task, batch = make_task("r_drop"), make_batch(rows=4)  # a regulariser is part of training alone
+    params = random_parameters(task.model.config)
+    loss, sums = jax.jit(task.loss, compiler_options=QUICK)(params, batch, None)
+    logits = task.model.apply({"params": params}, batch["source"], batch["target"])
+    targets = batch["target"].reshape(-1)
+    smoothed, nll = cross_entropy(logits.reshape(targets.size, -1), targets, 0.1)
+    np.testing.assert_allclose(loss, smoothed[targets != 0].sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums["nll"], nll[targets != 0].sum(), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Any]:
+    """Four steps of plain gradient descent with an average, every state kept."""
+    task, mesh, optimizer = make_task(), one_device_mesh(), optax.sgd(0.5)
+    shapes, create = abstract_state(task, optimizer, mesh, seed=3, ema=True)
+    schedule = lambda step: 0.5
+    step = make_train_step(task, optimizer, schedule, mesh, shapes, seed=3, accumulation=2, ema_decay=0.25)
+    state, states, metrics = create(), [], []
+    for i in range(4):
+        states.append(jax.tree.map(np.asarray, state))  # the step donates its buffers
+        state, values = step(state, make_batch(rows=4, seed=i))
+        metrics.append(jax.tree.map(float, values))
+    states.append(jax.tree.map(np.asarray, state))
+    return {"task": task, "step": step, "create": create, "states": states, "metrics": metrics}
+
+
+def test_parameters_move_against_the_gradient_of_the_mean_over_tokens(trained: dict[str, Any]) -> None:
+    first, second = trained["states"][:2]
+    batch = make_batch(rows=4, seed=0)
+    sums, gradients = totals(trained["task"], 1, first.params, batch, row_seeds(3, 0, jnp.arange(4)))
+    mean = jax.tree.map(lambda g: g / sums["tokens"], gradients)
+    assert_close(second.params, jax.tree.map(lambda p, g: p - 0.5 * g, first.params, mean))
+    metrics = trained["metrics"][0]
+    assert metrics["gradient_norm"] == pytest.approx(float(optax.global_norm(mean)), rel=1e-4)
+    assert metrics["loss"] == pytest.approx(float(sums["loss"]), rel=1e-5)
+    assert metrics["learning_rate"] == 0.5
+
+
+def test_the_average_starts_as_the_parameters_and_follows_its_formula(trained: dict[str, Any]) -> None:
+    states = trained["states"]
+    jax.tree.map(np.testing.assert_array_equal, states[0].ema_params, states[0].params)
+    average = states[0].params
+    for i, state in enumerate(states[1:]):
+        decay = min(0.25, (1 + i) / (10 + i))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params)
+        assert_close(state.ema_params, average)
+    assert [int(state.step) for state in states] == [0, 1, 2, 3, 4]
+
+
+def test_the_step_is_a_function_of_state_and_batch(trained: dict[str, Any]) -> None:
+    """The same twice, bit for bit; another step number has other dropout masks."""
+    again, _ = trained["step"](trained["create"](), make_batch(rows=4, seed=0))
+    jax.tree.map(np.testing.assert_array_equal, again, trained["states"][1])
+    params, batch = trained["states"][0].params, make_batch(rows=4, seed=0)
+    losses = [float(trained["step"].gradients(params, batch, jnp.int32(n))[0]["loss"]) for n in (0, 0, 1)]
+    assert losses[0] == losses[1] == pytest.approx(trained["metrics"][0]["loss"], rel=1e-6)
+    assert abs(losses[0] - losses[2]) > 1e-2
+
+
+def test_one_device_equals_four() -> None:
+    """Three steps of Adam on each mesh, in a process of its own; on one of them with accumulation."""
+    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.tiny_training"],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": quick, "JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    for name, result in results.items():
+        data, fsdp, tensor = MESHES[name]
+        assert result["loss moved"] > 0.01
+        assert result["difference"] < 1e-5, name
+        # Each device holds its share of a kernel [16, heads, head_dim], of its moments and its average.
+        assert result["held of a query kernel"] == [[16 // fsdp, 4 // tensor, 4]] * 4, name
+        assert result["held of a batch"] == 8 // (data * fsdp), name
+    assert len(results) == len(MESHES) - 1
+    assert "rematerialization" not in done.stderr
