@@ -187,17 +187,25 @@ class Layer(nn.Module):
             )
         return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, seeds), seeds), None
 
-    def step(self, x: Array, cache: Cache, index: Array, self_bias: Array, cross_bias: Array) -> tuple[Array, Cache]:
-        """One position of K beams x[B, K, D]; keys and values of every beam stay in the slot they were written to."""
+    def step(
+        self, x: Array, cache: Cache, slot: Array, positions: Array, self_bias: Array, cross_bias: Array
+    ) -> tuple[Array, Cache]:
+        """One position of K beams x[B, K, D]; keys and values of every beam stay in the slot they were written to.
+
+        ``slot`` int32[]: where this step is written in the cache; ``positions`` int32[B]: where each row stands.
+        """
         c, cache = self.config, dict(cache)
 
         def self_attention(h: Array) -> Array:
-            positions = index if c.positions == "rotary" else None
-            new = self.self_attention.keys_values(h, positions)
-            for name, value in zip(("key", "value"), new, strict=True):
-                cache[name] = jax.lax.dynamic_update_slice(cache[name], value[:, :, None], (0, 0, index, 0, 0))
-            k, v = (cache[name].reshape(*value.shape[:2], -1, c.head_dim) for name in ("key", "value"))
-            return self.self_attention.attend(self.self_attention.query(h, positions), k, v, self_bias)
+            rotations = positions[:, None, None] if c.positions == "rotary" else None
+            key, value = self.self_attention.keys_values(h, rotations)
+            # Kept in the very layout in which they are used, or XLA copies the whole cache at every step.
+            first = slot * h.shape[1]
+            key = jax.lax.dynamic_update_slice(cache["key"], jnp.swapaxes(key, 2, 3), (0, 0, 0, first))
+            value = jax.lax.dynamic_update_slice(cache["value"], value, (0, 0, first, 0))
+            cache["key"], cache["value"] = key, value
+            q = self.self_attention.query(h, rotations)
+            return self.self_attention.attend(q, jnp.swapaxes(key, 2, 3), value, self_bias)
 
         def cross_attention(h: Array) -> Array:
             q = self.cross_attention.query(h)
@@ -300,7 +308,8 @@ class EncoderDecoder(nn.Module):
         return getattr(self, f"{side}_embedding" if hasattr(self, f"{side}_embedding") else "shared_embedding")()
 
     def _embed(self, side: str, tokens: Array, first: Array | int, seeds: Seeds, cut: float = 0.0) -> Array:
-        """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, …; a share ``cut`` of the
+        """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, … or, of a
+        single token a row, for positions int32[B, 1]; a share ``cut`` of the
         token embeddings is zero (token cutoff, Shen et al. 2020)."""
         c = self.config
         length = tokens.shape[1]
@@ -316,7 +325,7 @@ class EncoderDecoder(nn.Module):
             table = (
                 getattr(self, f"{side}_positions")() if learned else jnp.asarray(sinusoidal(c.max_length, c.d_model))
             )
-            x = x + jax.lax.dynamic_slice_in_dim(table, first, length)
+            x = x + (table[first : first + length] if isinstance(first, int) else table[first])
         return dropout(x.astype(c.dtype), seeds, f"{side}_embedding", c.embedding_dropout_rate)
 
     def encode(self, source: Array, seeds: Seeds = None, cut: float = 0.0) -> tuple[Array, Array]:
@@ -353,12 +362,14 @@ class EncoderDecoder(nn.Module):
         c = self.config
         memory, cross_bias = self.encode(source)
         B = source.shape[0]
-        slots = jnp.zeros((B, c.kv_heads, max_length, beam_size, c.head_dim), c.dtype)
+        values = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.dtype)
+        keys = jnp.swapaxes(values, 2, 3)
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             key, value = layer.cross_attention.keys_values(memory)
-            layers[f"layer_{i}"] = {"key": slots, "value": slots, "cross_key": key, "cross_value": value}
+            layers[f"layer_{i}"] = {"key": keys, "value": values, "cross_key": key, "cross_value": value}
         return {
+            "clock": jnp.zeros(B, jnp.int32),
             "index": jnp.zeros(B, jnp.int32),
             "ancestry": jnp.zeros((B, beam_size, max_length), jnp.int32),
             "cross_bias": cross_bias,
@@ -368,26 +379,37 @@ class EncoderDecoder(nn.Module):
     def step(self, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
         """Feeds tokens int32[B, K] at the cache's position; returns logits float32[B, K, V] and the new cache.
 
-        All rows stand at one position. Beams never move: ``ancestry[b, k, t]`` names the slot that holds position t
-        of beam k's history, and a mask makes each beam see its own.
+        Beams never move: ``ancestry[b, k, t]`` names the beam under which slot t of beam k's history was written, and
+        a mask makes each beam see its own. All rows write the same slot, ``clock`` modulo T, but each stands at its
+        own position ``index``: it sees that many slots back, so rows can be refilled while the others go on.
         """
-        index = cache["index"][0]
+        clock, index = cache["clock"][0], cache["index"]
         B, K, T = cache["ancestry"].shape
+        slot = clock % T
         own = jnp.broadcast_to(jnp.arange(K)[:, None], (B, K, 1))
-        ancestry = jax.lax.dynamic_update_slice(cache["ancestry"], own, (0, 0, index))
-        slots = (ancestry[..., None] == jnp.arange(K)) & (jnp.arange(T) <= index)[:, None]
-        self_bias = jnp.where(slots.reshape(B, 1, K, T * K), 0.0, MASKED)
-        position_bias = self.decoder.position_bias(index[None], jnp.arange(T))
+        ancestry = jax.lax.dynamic_update_slice(cache["ancestry"], own, (0, 0, slot))
+        steps_ago = (clock - jnp.arange(T)) % T
+        seen = (steps_ago <= index[:, None])[:, None, :, None] & (ancestry[..., None] == jnp.arange(K))
+        self_bias = jnp.where(seen.reshape(B, 1, K, T * K), 0.0, MASKED)
+        position_bias = self.decoder.position_bias(jnp.zeros(1, jnp.int32), -steps_ago)
         if position_bias is not None:
             self_bias = self_bias + jnp.repeat(position_bias, K, axis=-1)
-        x = self._embed("target", tokens.reshape(B * K, 1), index, None).reshape(B, K, -1)
+        # A finished row that waits to be refilled steps beyond the last position; what it computes is not used.
+        positions = jnp.repeat(jnp.minimum(index, self.config.max_length - 1), K)[:, None]
+        x = self._embed("target", tokens.reshape(B * K, 1), positions, None).reshape(B, K, -1)
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             name = f"layer_{i}"
-            x, layers[name] = layer.step(x, cache["layers"][name], index, self_bias, cache["cross_bias"])
+            x, layers[name] = layer.step(x, cache["layers"][name], slot, index, self_bias, cache["cross_bias"])
         if self.config.norm_placement == "pre":
             x = self.decoder.final_norm(x)
-        return self.logits(x), {**cache, "index": cache["index"] + 1, "ancestry": ancestry, "layers": layers}
+        return self.logits(x), {
+            **cache,
+            "clock": cache["clock"] + 1,
+            "index": index + 1,
+            "ancestry": ancestry,
+            "layers": layers,
+        }
 
 
 def unroll(params: Params) -> Params:
@@ -429,3 +451,15 @@ class IncrementalDecoder:
     def reorder(self, cache: Cache, parents: Array) -> Cache:
         """Beam k goes on from beam parents[b, k]: only the ancestry table changes."""
         return {**cache, "ancestry": jnp.take_along_axis(cache["ancestry"], parents[:, :, None], axis=1)}
+
+    def refill(self, cache: Cache, fresh: Cache, rows: Array) -> Cache:
+        """The cache in which row rows[i] is row i of ``fresh``, at its first token; rows beyond the last are dropped.
+
+        What the old row left in its slots is out of the new one's sight and need not be cleared.
+        """
+
+        def replace(path: Any, leaf: Array, new: Array) -> Array:
+            kept = {"clock", "ancestry", "key", "value"} & {key.key for key in path}
+            return leaf if kept else leaf.at[rows].set(new, mode="drop")
+
+        return jax.tree_util.tree_map_with_path(replace, cache, fresh)
