@@ -54,13 +54,11 @@ def make_task(regularizer: Any = "none") -> TranslationTask:
     return TranslationTask(EncoderDecoder(config), TaskConfig(0.1, regularizer, 1.0, 0.2, 8))
 
 
-def make_batch(rows: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Rows of ever fewer tokens; the last row is padding alone where there are eight."""
+def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
+    """Eight rows of ever fewer tokens, the last of padding alone."""
     rng = np.random.default_rng(seed)
-    batch = {
-        name: rng.integers(4, 14, (rows, length)).astype(np.int32) for name, length in (("source", 6), ("target", 7))
-    }
-    for row in range(rows):
+    batch = {name: rng.integers(4, 14, (8, length)).astype(np.int32) for name, length in (("source", 6), ("target", 7))}
+    for row in range(8):
         for tokens in batch.values():
             tokens[row, 7 - row :] = 0
     return batch
@@ -86,7 +84,7 @@ def train(name: str, devices: int) -> dict[str, Any]:
     )
     state, losses = create(), []
     for i in range(3):
-        batch = place_batch(mesh, make_batch(rows=8, seed=i % 2))
+        batch = place_batch(mesh, make_batch(seed=i % 2))
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     query = [
