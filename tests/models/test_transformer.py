@@ -179,6 +179,46 @@ def survivors(steps: Any, parents: np.ndarray) -> np.ndarray:
     return np.stack(rows[::-1], axis=2)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(positions="learned"),
+        dict(positions="rotary", num_kv_heads=2),
+        dict(positions="relative"),
+        dict(positions="alibi", num_kv_heads=1),
+    ],
+    ids=str,
+)
+def test_a_refilled_row_starts_anew_among_older_ones(changes: dict[str, Any]) -> None:
+    """Row 1 ends after three of five steps and is replaced, so its slots go round the end of the cache; its
+    neighbour goes on. Both get what the whole forward pass gives."""
+    config = tiny_config(**{**BASE, **changes})
+    model, params = EncoderDecoder(config), random_parameters(config)
+    decoder, width, steps = IncrementalDecoder(model), 2, 5
+    source, _ = token_batch(seed=9, rows=3)
+    tokens = np.random.default_rng(9).integers(4, 13, (8, 2, width)).astype(np.int32)
+    tokens[0] = tokens[3, 1] = 3  # BOS
+
+    def everything(params: Any) -> Any:
+        cache = decoder.start(params, source[:2], width, steps)
+        fresh = decoder.start(params, source[2:], width, steps)
+        step = lambda cache, fed: decoder.step(params, cache, fed)[::-1]
+        cache, first = jax.lax.scan(step, cache, tokens[:3])
+        cache = decoder.refill(cache, fresh, jnp.array([1]))
+        _, second = jax.lax.scan(step, cache, tokens[3:])
+        targets = lambda fed: np.pad(fed[1:], ((0, 1), (0, 0))).T  # what is fed, shifted back
+        whole = [
+            model.apply({"params": params}, np.repeat(source[row : row + 1], width, axis=0), targets(fed))
+            for row, fed in ((0, tokens[:5, 0]), (2, tokens[3:, 1]))
+        ]
+        return jnp.concatenate([first, second]), whole
+
+    got, (old, new) = jax.jit(everything, compiler_options=QUICK)(params)
+    np.testing.assert_allclose(got[:5, 0].swapaxes(0, 1), old, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(got[3:, 1].swapaxes(0, 1), new, rtol=0, atol=2e-5)
+
+
 IMPOSSIBLE = {
     "d_model=16 is not divisible by num_heads=3": dict(num_heads=3),
     "num_heads=4 is not divisible by num_kv_heads=3": dict(num_kv_heads=3),
@@ -209,3 +249,6 @@ def test_too_long_a_sentence_is_refused() -> None:
         jax.eval_shape(EncoderDecoder(config).init, jax.random.key(0), source, target)
     with pytest.raises(UserError, match="a target of 6 tokens exceeds max_length=5"):
         jax.eval_shape(EncoderDecoder(config).init, jax.random.key(0), source[:, :5], target)
+    decoder = IncrementalDecoder(EncoderDecoder(config))
+    with pytest.raises(UserError, match="decoding up to 6 tokens exceeds max_length=5"):
+        decoder.start(random_parameters(config), source[:, :5], 1, 6)

@@ -40,7 +40,7 @@ MESHES = {
 
 
 def make_task(regularizer: Any = "none") -> TranslationTask:
-    """One layer in each stack, vocabulary 14, every kind of dropout."""
+    """One layer in each stack, vocabulary 14, dropout."""
     config = tiny_config(
         source_vocab_size=14,
         target_vocab_size=14,
@@ -49,7 +49,6 @@ def make_task(regularizer: Any = "none") -> TranslationTask:
         dropout_rate=0.2,
         embedding_dropout_rate=0.1,
         attention_dropout_rate=0.1,
-        activation_dropout_rate=0.1,
     )
     return TranslationTask(EncoderDecoder(config), TaskConfig(0.1, regularizer, 1.0, 0.2, 8))
 

@@ -360,6 +360,11 @@ class EncoderDecoder(nn.Module):
         """The cache before the first token: cross-attention keys and values of source int32[B, S], empty slots for
         max_length tokens of K beams. Every leaf has the leading axis B."""
         c = self.config
+        if max_length > c.max_length:
+            raise UserError(
+                f"model: decoding up to {max_length} tokens exceeds max_length={c.max_length}; lower the first, "
+                "or raise the second."
+            )
         memory, cross_bias = self.encode(source)
         B = source.shape[0]
         values = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.dtype)

@@ -27,7 +27,7 @@ class Progress:
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._total, self._initial, self._seconds = total_steps, initial_step, seconds
-        self._start = time.monotonic()
+        self._start: float | None = None
         self._printed = -float("inf")
         self._bar: tqdm | None = None
         if self._stream.isatty():
@@ -38,10 +38,15 @@ class Progress:
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Tells that `step` steps are done. Cheap enough for every step; metrics are host numbers."""
         if self._bar is not None:
+            if self._start is None:  # time counts from here: compiling is over, and was no step
+                self._start = time.monotonic()
+                self._bar.unpause()
             self._bar.set_postfix_str(_format(metrics), refresh=False)
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
+        if self._start is None:
+            self._start, self._initial = now, step
         if now - self._printed >= self._seconds or step >= self._total:
             self._printed = now
             done = step - self._initial
