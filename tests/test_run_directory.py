@@ -14,7 +14,7 @@ from transformer_jax import run_directory
 from transformer_jax.errors import UserError
 from transformer_jax.run_directory import RunDirectory, write_json
 
-CONFIG = {"seed": 1, "model": {"num_heads": 4, "layers": (1, 2)}, "training": {"total_steps": 10}}
+CONFIG = {"seed": 1, "model": {"num_heads": 4, "layers": (1, 2)}, "training": {"log_every_steps": 10}}
 
 HOLD = """
 import sys, time
@@ -62,19 +62,19 @@ def test_devices_are_those_of_jax_unless_given(tmp_path):
 def test_the_same_config_resumes_and_the_resume_is_recorded(tmp_path):
     start(tmp_path).close()
     (tmp_path / "checkpoints").mkdir()
-    changed = {**CONFIG, "training": {"total_steps": 20}}
+    changed = {**CONFIG, "training": {"log_every_steps": 20}}
     start(tmp_path, changed).close()
     run = RunDirectory.open(tmp_path)
-    assert [entry["config_changes"] for entry in run.environments] == [[], ["training.total_steps: 10 -> 20"]]
-    assert run.config["training"]["total_steps"] == 20
+    assert [entry["config_changes"] for entry in run.environments] == [[], ["training.log_every_steps: 10 -> 20"]]
+    assert run.config["training"]["log_every_steps"] == 20
 
 
 def test_another_experiment_is_refused_by_key_and_left_alone(tmp_path):
     start(tmp_path).close()
-    other = {"seed": 2, "model": {"num_heads": 8, "layers": (1, 2)}, "training": {"total_steps": 99}}
+    other = {"seed": 2, "model": {"num_heads": 8, "layers": (1, 2)}, "training": {"log_every_steps": 99}}
     with pytest.raises(UserError, match=r"another config(.|\n)*model\.num_heads: 4 -> 8\n  seed: 1 -> 2") as error:
         start(tmp_path, other)
-    assert "total_steps" not in str(error.value)
+    assert "log_every_steps" not in str(error.value)
     assert RunDirectory.open(tmp_path).config["seed"] == 1
     assert len(RunDirectory.open(tmp_path).environments) == 1
     start(tmp_path).close()  # the refused attempt holds no lock
