@@ -121,7 +121,7 @@ def parse_config(mapping: Any) -> RunConfig:
         ("decoding", "max_target_length"),
     ):
         length = getattr(getattr(config, section), name)
-        if model.positions in ("sinusoidal", "learned") and length > model.max_length:
+        if length > model.max_length:
             raise UserError(
                 f"{section}.{name}={length} exceeds model.max_length={model.max_length}; "
                 "lower the one or raise the other."

@@ -308,9 +308,9 @@ class EncoderDecoder(nn.Module):
         return getattr(self, f"{side}_embedding" if hasattr(self, f"{side}_embedding") else "shared_embedding")()
 
     def _embed(self, side: str, tokens: Array, first: Array | int, seeds: Seeds, cut: float = 0.0) -> Array:
-        """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, … or, of a
-        single token a row, for positions int32[B, 1]; a share ``cut`` of the
-        token embeddings is zero (token cutoff, Shen et al. 2020)."""
+        """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, … or, of a single token a
+        row, for positions int32[B, 1]; a share ``cut`` of the token embeddings is zero (token cutoff, Shen et al.
+        2020)."""
         c = self.config
         length = tokens.shape[1]
         if length > c.max_length:
