@@ -39,7 +39,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     if variant == "tiny":
         return config
     if variant == "best":
-        # Ten minutes are some twenty epochs: too few for the recipe's dropout and large batches.
+        # Ten minutes are some seventeen epochs: too few for the recipe's dropout and large batches.
         config.tokenizer.vocab_size = 4000
         config.batching.tokens_per_batch = 2048
         config.model.dropout_rate = 0.2
