@@ -19,8 +19,12 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "decoding"},
     "decoding": {"errors", "models", "sharding", "data/tokenizers"},
     "training": {"errors", "config", "run_directory", "models", "sharding", "data"},
-    "training/evaluators": {
+    "training/loop": {"errors", "run_directory", "sharding", "data", "training", "experiment", "families"},
+    "experiment": {"errors", "config", "sharding", "training", "families/registry"},
+    "families": {
         "errors",
+        "config",
+        "run_directory",
         "models",
         "sharding",
         "data",
@@ -29,8 +33,6 @@ ALLOWED: dict[str, set[str]] = {
         "evaluation",
         "experiment",
     },
-    "training/loop": {"errors", "run_directory", "sharding", "data", "training", "experiment"},
-    "experiment": {"errors", "config", "models", "sharding", "data", "training", "decoding/config"},
     "analysis": {
         "errors",
         "run_directory",
@@ -41,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         "decoding",
         "evaluation",
         "experiment",
+        "families",
     },
     "configs": set(),
 }

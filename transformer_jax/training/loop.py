@@ -21,21 +21,27 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from transformer_jax.data.batches import Batches
 from transformer_jax.data.cache import cache_directory
-from transformer_jax.data.datasets import Dataset, load_dataset
-from transformer_jax.data.pipeline import Pipeline, format_report
-from transformer_jax.data.tokenizers import TokenizerPair, load_tokenizers, train_tokenizers
 from transformer_jax.errors import UserError
-from transformer_jax.experiment import EvaluationConfig, RunConfig, make_model, parse_config, plain
+from transformer_jax.experiment import EvaluationConfig, RunConfig, parse_config, plain
+from transformer_jax.families.family import Experiment
+from transformer_jax.families.registry import find_family
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import make_mesh, place_batch
 from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
-from transformer_jax.training.evaluators import TranslationEvaluator
 from transformer_jax.training.metric_writer import MetricWriter, read_metrics
 from transformer_jax.training.optimizers import evaluation_parameters, learning_rate, make_optimizer
 from transformer_jax.training.progress import Progress
-from transformer_jax.training.step import TrainState, TrainStep, abstract_state, batch_shape, make_train_step
-from transformer_jax.training.tasks import Task, TranslationTask, summarise
+from transformer_jax.training.step import (
+    TrainState,
+    TrainStep,
+    abstract_batch,
+    abstract_state,
+    batch_kind,
+    make_train_step,
+)
+from transformer_jax.training.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -65,16 +71,7 @@ def train(mapping: Any, workdir: str | Path) -> Outcome:
     fresh = not os.path.exists(Path(workdir) / "config.json")  # Path.exists raises without permission
     with RunDirectory.create_or_resume(workdir, plain(mapping)) as run, _nothing_half_made(run, fresh):
         enable_compilation_cache()
-        dataset = load_dataset(config.dataset)
-        if "validation" not in dataset.splits:
-            raise UserError(
-                f"{config.dataset.name} has no validation split, by which training is judged; it has "
-                f"{', '.join(dataset.splits)}. With parallel_text, name its files in dataset.validation."
-            )
-        tokenizers = _tokenizers(run, dataset, config)
-        pipeline = Pipeline(dataset, tokenizers, config.batching, config.seed)
-        task = TranslationTask(make_model(config, tokenizers), config.task)
-        return _train(config, run, mesh, dataset, tokenizers, pipeline, task)
+        return _train(config, run, mesh, find_family(config.family).prepare(config, run))
 
 
 @contextmanager
@@ -95,20 +92,13 @@ def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
 def check_rows(config: RunConfig, mesh: Mesh) -> None:
     """Raises: UserError unless every batch splits evenly over devices and microbatches."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.training.accumulation
-    if config.batching.rows_multiple % parts:
+    key, rows = config.rows
+    if rows % parts:
         raise UserError(
-            f"batching.rows_multiple={config.batching.rows_multiple} does not divide over "
+            f"{key}={rows} does not divide over "
             f"mesh.data={mesh.shape['data']} * mesh.fsdp={mesh.shape['fsdp']} * training.accumulation="
             f"{config.training.accumulation}; set it to a multiple of {parts}."
         )
-
-
-def _tokenizers(run: RunDirectory, dataset: Dataset, config: RunConfig) -> TokenizerPair:
-    if run.tokenizer.is_dir():
-        return load_tokenizers(run.tokenizer)
-    tokenizers = train_tokenizers(dataset, config.tokenizer)
-    tokenizers.save(run.tokenizer)
-    return tokenizers
 
 
 class CompileCounter:
@@ -143,16 +133,9 @@ def stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _train(
-    config: RunConfig,
-    run: RunDirectory,
-    mesh: Mesh,
-    dataset: Dataset,
-    tokenizers: TokenizerPair,
-    pipeline: Pipeline,
-    task: Task,
-) -> Outcome:
+def _train(config: RunConfig, run: RunDirectory, mesh: Mesh, experiment: Experiment) -> Outcome:
     training, evaluation = config.training, config.evaluation
+    task, batches = experiment.task, experiment.batches
     total = training.total_steps
     optimizer = make_optimizer(config.optimizer, total)
     schedule = learning_rate(config.optimizer, total)
@@ -164,7 +147,7 @@ def _train(
             run.checkpoints,
             config.checkpoints.keep_latest,
             config.checkpoints.keep_best,
-            best_mode="min" if evaluation.metric == "loss" else "max",
+            best_mode=evaluation.best_mode,
             best_metric=evaluation.metric,
         ) as checkpoints,
     ):
@@ -172,13 +155,13 @@ def _train(
         first, state, position = found if found else (0, create(), None)
         if first >= total or (found and exhausted(_until(run.metrics, first), evaluation)):
             return Outcome(first, finished=True)
-        iterator = pipeline.iterator(position) if position else pipeline.iterator()
+        iterator = batches.iterator(position) if position else batches.iterator()
         with (
             MetricWriter(run.path, resume_step=first if found else -1) as writer,
             Progress(total, first) as progress,
         ):
             parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
-            progress.message(format_report(pipeline.report()))
+            progress.message(batches.describe())
             progress.message(f"parameters     {parameters:,} on {mesh.size} device(s), mesh {dict(mesh.shape)}")
             if found:
                 progress.message(f"continuing     from step {first} of {total}")
@@ -193,9 +176,9 @@ def _train(
                 ema_decay=training.ema_decay,
             )
             begin = time.monotonic()
-            compiled = compile_shapes(step, shapes, mesh, pipeline)
+            compiled = compile_shapes(step, shapes, mesh, batches)
             progress.message(f"compiled       {len(compiled)} batch shapes in {time.monotonic() - begin:.1f} s")
-            evaluator = TranslationEvaluator(config, task, mesh, dataset, tokenizers, pipeline.shapes)
+            evaluator = experiment.make_evaluator(mesh)
 
             def evaluate(number: int, params: Any) -> dict[str, float]:
                 metrics = dict(evaluator(params))
@@ -204,7 +187,7 @@ def _train(
                 progress.message(f"step {number}: validation {text}")
                 return metrics
 
-            window = Window(writer, progress, training.log_every_steps, compiles)
+            window = Window(writer, progress, training.log_every_steps, compiles, task)
             if found:
                 window.restore(checkpoints.metrics(first))
             number = first
@@ -233,30 +216,26 @@ def _train(
                         )
                     return Outcome(number, finished=number == total or early)
                 window.resume()
-                batch = next(iterator)
-                shape = (batch["source"].shape, batch["target"].shape)
-                state, measured = compiled[shape](state, place_batch(mesh, batch))
+                batch = place_batch(mesh, next(iterator))
+                state, measured = compiled[batch_kind(batch)](state, batch)
                 number += 1
-                window.add(number, batch, measured)
+                window.add(number, batch[batches.counted].size, measured)
 
 
-def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, pipeline: Pipeline) -> dict[Any, TrainStep]:
-    """The step compiled for every batch shape there can be, several at a time, so that none is compiled later."""
+def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, batches: Batches) -> dict[Any, TrainStep]:
+    """The step compiled for every kind of batch there can be, several at a time, so that none is compiled later."""
 
     def gradients(batch: Any) -> Any:
         return step.gradients.lower(shapes.params, batch, shapes.step).compile()
 
-    batches = [batch_shape(mesh, *shape) for shape in pipeline.shapes]
-    sums = jax.eval_shape(step.gradients, shapes.params, batches[0], shapes.step)[0]
+    kinds = [abstract_batch(mesh, spec) for spec in batches.specs]
+    sums = jax.eval_shape(step.gradients, shapes.params, kinds[0], shapes.step)[0]
     everywhere = shapes.step.sharding
     sums = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), sums)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         update = pool.submit(lambda: step.update.lower(shapes, sums, shapes.params).compile())
-        compiled = list(pool.map(gradients, batches))
-        return {
-            (batch["source"].shape, batch["target"].shape): TrainStep(one, update.result())
-            for batch, one in zip(batches, compiled, strict=True)
-        }
+        compiled = list(pool.map(gradients, kinds))
+        return {batch_kind(kind): TrainStep(one, update.result()) for kind, one in zip(kinds, compiled, strict=True)}
 
 
 def _evaluation_weights(config: RunConfig, state: TrainState, checkpoints: Checkpoints) -> Any:
@@ -281,7 +260,7 @@ def _until(metrics: Path, step: int) -> list[dict[str, Any]]:
 def exhausted(history: list[dict[str, Any]], evaluation: EvaluationConfig) -> bool:
     """Whether the last ``patience`` validation values of the metric brought no new best."""
     metric, patience = evaluation.metric, evaluation.patience
-    sign = -1 if metric == "loss" else 1
+    sign = -1 if evaluation.best_mode == "min" else 1
     values = [sign * row["value"] for row in history if row["split"] == "validation" and row["name"] == metric]
     return bool(patience) and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
 
@@ -289,15 +268,18 @@ def exhausted(history: list[dict[str, Any]], evaluation: EvaluationConfig) -> bo
 class Window:
     """Metrics of the steps since the last log line; fetched a step late, so that the device never waits for Python."""
 
-    def __init__(self, writer: MetricWriter, progress: Progress, every: int, compiles: CompileCounter) -> None:
+    def __init__(
+        self, writer: MetricWriter, progress: Progress, every: int, compiles: CompileCounter, task: Task
+    ) -> None:
         self._writer, self._progress, self._every, self._compiles = writer, progress, every, compiles
+        self._task = task
         self._pending: tuple[int, dict[str, Any], int] | None = None
         self._shown: dict[str, float] = {}
         self._seconds, self._since = 0.0, time.monotonic()
         self._reset()
 
     def _reset(self) -> None:
-        self._sums: dict[str, float] = {"loss": 0.0, "nll": 0.0, "tokens": 0.0}
+        self._sums: dict[str, float] = {}
         self._last: dict[str, float] = {}
         self._cells = self._steps = 0
         self._seconds = 0.0
@@ -315,19 +297,24 @@ class Window:
         if not self._steps:
             return {}
         counts = {"cells": self._cells, "steps": self._steps, "seconds": self._seconds}
-        return {f"window/{name}": float(value) for name, value in {**self._sums, **counts}.items()}
+        sums = {f"sums/{name}": value for name, value in self._sums.items()}
+        return {f"window/{name}": float(value) for name, value in {**sums, **counts}.items()}
 
     def restore(self, metrics: Mapping[str, float]) -> None:
         """Continues the sums that `partial` gave, so that the next line is that of an uninterrupted run."""
         if "window/steps" in metrics:
-            self._sums = {name: metrics[f"window/{name}"] for name in self._sums}
+            start = "window/sums/"
+            self._sums = {name.removeprefix(start): v for name, v in metrics.items() if name.startswith(start)}
             self._cells, self._steps = int(metrics["window/cells"]), int(metrics["window/steps"])
             self._seconds = metrics["window/seconds"]
 
-    def add(self, step: int, batch: Mapping[str, np.ndarray], metrics: dict[str, Any]) -> None:
-        """Takes the metrics of a step that has been dispatched, and fetches those of the step before it."""
+    def add(self, step: int, cells: int, metrics: dict[str, Any]) -> None:
+        """Takes the metrics of a step that has been dispatched, and fetches those of the step before it.
+
+        ``cells``: positions of its batch, padding included.
+        """
         self.flush()
-        self._pending = (step, metrics, batch["target"].size)
+        self._pending = (step, metrics, cells)
 
     def flush(self) -> None:
         """Fetches what is pending, and writes a line when its step is a multiple of ``every``."""
@@ -336,9 +323,9 @@ class Window:
         step, metrics, cells = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in self._sums:
-            self._sums[name] += values[name]
-        self._last = {name: values[name] for name in ("gradient_norm", "learning_rate")}
+        self._last = {name: values.pop(name) for name in ("gradient_norm", "learning_rate")}
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self._cells += cells
         self._steps += 1
         if step % self._every == 0:
@@ -347,7 +334,7 @@ class Window:
             stats = jax.local_devices()[0].memory_stats() or {}
             memory = {"device_memory_bytes": float(stats["peak_bytes_in_use"])} if "peak_bytes_in_use" in stats else {}
             line = {
-                **summarise(self._sums),
+                **self._task.summarise(self._sums),
                 **self._last,
                 "target_tokens_per_second": self._sums["tokens"] / seconds,
                 "padding": 1.0 - self._sums["tokens"] / self._cells,
