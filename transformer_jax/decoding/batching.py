@@ -165,6 +165,7 @@ def make_search(model: Decodable, config: DecodingConfig) -> Search:
         length_penalty=0.0 if greedy else config.length_penalty,
         coverage_penalty=0.0 if greedy else config.coverage_penalty,
         min_length=config.min_length,
+        patience=config.patience,
     )
 
 
