@@ -134,7 +134,7 @@ def get_config() -> ConfigDict:
     config.decoding.max_target_length = 128
     config.decoding.max_source_length = 128
     config.decoding.long_lines = "split"
-    config.decoding.batch_size = 256
+    config.decoding.batch_size = 128
     config.decoding.seed = 0
     config.decoding.sampling = ConfigDict()
     config.decoding.sampling.temperature = 1.0

@@ -40,6 +40,9 @@ QUEUE_BATCHES = 8
 output.
 """
 
+SPARE = 8
+"""Tokens that an output may have beyond the length of its source before it is set aside for longer ones."""
+
 REFILL_FRACTION = 8
 """Rows wait until one in so many are free, so that encoding and filling in are worth their fixed cost."""
 
@@ -127,7 +130,8 @@ def drain(search: Search, params: Params, queue: Requests, count: Array, num_row
     shapes = jax.eval_shape(lambda params, first: search.start(params, first, length), params, first)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     N = search.num_hypotheses
-    results = Hypotheses(jnp.zeros((Q, N, length), jnp.int32), jnp.full((Q, N), -jnp.inf), jnp.full((Q, N), -jnp.inf))
+    nothing = jnp.full((Q, N), -jnp.inf)
+    results = Hypotheses(jnp.zeros((Q, N, length), jnp.int32), nothing, nothing, jnp.zeros(Q, bool))
     carry = (empty, jnp.full(R, Q, jnp.int32), jnp.zeros((), jnp.int32), results)
     state, owner, _, results = jax.lax.while_loop(more, lambda carry: advance(fill(carry)), carry)
     return store(state, owner, results)
@@ -233,15 +237,17 @@ class Decoder:
                 )
             limits.append(max(config.output_limit(len(source)), len(prefix) + 1))
 
-        found: list[list[Hypothesis]] = [[] for _ in sources]
         prefix_length = max(map(len, given), default=0)
         prefix_length = 1 << (prefix_length - 1).bit_length() if prefix_length else 0
-        for source_length, members in length_groups(map(len, ended), config.max_source_length).items():
+        found: list[list[Hypothesis]] = [[] for _ in sources]
+
+        def run(source_length: int, members: list[int], length: int) -> list[int]:
+            """Fills in what is found for some sentences; returns those whose search ``length`` tokens cut short."""
+            unfinished = []
             num_rows = config.batch_size
             while num_rows // 4 >= len(members) and num_rows % (4 * self.num_devices) == 0:
                 num_rows //= 4
             size = QUEUE_BATCHES * num_rows
-            length = min(config.max_target_length, config.output_limit(source_length) + prefix_length)
             for first in range(0, len(members), size):
                 chosen = members[first : first + size]
                 places = self._places(len(chosen), size)
@@ -270,6 +276,21 @@ class Decoder:
                 result = jax.device_get(found_here)
                 for i, place in zip(chosen, places, strict=True):
                     found[i] = hypotheses(result, place)
+                    if not result.finished[place]:
+                        unfinished.append(i)
+            return unfinished
+
+        # Each step costs in proportion to the room of the whole batch, and most outputs need far less than they may
+        # have. So all are tried in little room first, and the few that it does not hold once more in all of it.
+        room = lambda source_length: min(config.max_target_length, config.output_limit(source_length) + prefix_length)
+        groups = length_groups(map(len, ended), config.max_source_length)
+        follows = config.max_length_factor > 0  # else the length of an output has nothing to do with its source's
+        spare = SPARE + prefix_length if follows else config.max_target_length
+        little = lambda source_length: min(room(source_length), source_length + spare)
+        again = [i for length, members in groups.items() for i in run(length, members, little(length))]
+        if again:
+            longest = max(length_groups((len(ended[i]) for i in again), config.max_source_length))
+            run(longest, again, room(longest))
         return found
 
     def _places(self, count: int, size: int) -> np.ndarray:
@@ -292,7 +313,7 @@ class Decoder:
 def hypotheses(result: Hypotheses, row: int) -> list[Hypothesis]:
     """Row ``row`` of NumPy results as a list, without what does not exist."""
     found = []
-    for tokens, score, log_prob in zip(*(leaf[row] for leaf in result), strict=True):
+    for tokens, score, log_prob in zip(result.tokens[row], result.scores[row], result.log_probs[row], strict=True):
         if score > -math.inf:
             length = int(np.argmax(tokens == EOS_ID)) if EOS_ID in tokens else int(np.count_nonzero(tokens))
             found.append(Hypothesis(tokens[:length].tolist(), float(score), float(log_prob)))

@@ -40,7 +40,7 @@ class BeamState(NamedTuple):
     cache: Cache
     requests: Requests
     position: Array  # int32[B]: tokens generated so far
-    active: Array  # bool[B]
+    active: Array  # bool[B]: not finished
     finished: Array  # int32[B]: hypotheses that have ended so far
     tokens: Array  # int32[B, K, T]
     log_probs: Array  # float32[B, K]: of the unfinished hypotheses; -inf where there is none
@@ -99,10 +99,10 @@ class BeamSearch:
         )
 
     def active(self, state: BeamState) -> Array:
-        return state.active
+        return state.active & (state.position < state.tokens.shape[-1])
 
     def result(self, state: BeamState) -> Hypotheses:
-        return Hypotheses(state.done_tokens, state.done_scores, state.done_log_probs)
+        return Hypotheses(state.done_tokens, state.done_scores, state.done_log_probs, ~state.active)
 
     @property
     def can_refill(self) -> bool:
@@ -145,10 +145,12 @@ class BeamSearch:
         write = jax.nn.one_hot(position[:, 0], T, dtype=bool)[:, None, :]
         history = jnp.take_along_axis(state.tokens, parents[:, :, None], axis=1)
         best = log_probs.max(axis=1) / length_normaliser(requests.max_length, self.length_penalty)
-        active = state.active & (best > done[0][:, -1])
+        active = best > done[0][:, -1]
         finished = state.finished + jnp.sum(ends > -jnp.inf, axis=1, dtype=jnp.int32)
         if self.patience:
             active &= finished < max(self.patience * K, self.num_hypotheses)
+        # What a row without room goes on to compute beside others says nothing of it.
+        active = state.active & (active | (position[:, 0] >= T))
         return BeamState(
             cache=self.model.reorder(cache, parents),
             requests=requests,

@@ -65,11 +65,13 @@ class Hypotheses(NamedTuple):
 
     ``tokens`` int32[B, N, T]: ended by EOS, then zeros. ``scores`` float32[B, N]: what the search ranked by;
     -inf where there are fewer than N. ``log_probs`` float32[B, N]: natural log-probability, EOS included.
+    ``finished`` bool[B]: the search has ended by its own rules; where not, it needs more room than it was given.
     """
 
     tokens: Array
     scores: Array
     log_probs: Array
+    finished: Array
 
 
 class Requests(NamedTuple):
@@ -98,13 +100,16 @@ class Search(Protocol):
         """Whether rows of one state may stand at different positions."""
 
     def start(self, params: Params, requests: Requests, length: int) -> Any:
-        """The state before the first token, with room for ``length`` tokens a hypothesis."""
+        """The state before the first token, with room for ``length`` tokens a hypothesis.
+
+        A request may allow more than that; the search of a row that uses up the room then stops unfinished.
+        """
 
     def step(self, params: Params, state: Any) -> Any:
         """The state one token later; the result of a finished row stays as it is."""
 
     def active(self, state: Any) -> Array:
-        """bool[B]: the rows whose result another step can still change."""
+        """bool[B]: the rows whose result another step can still change, and that have room for one."""
 
     def result(self, state: Any) -> Hypotheses:
         """What has been found."""

@@ -90,10 +90,10 @@ class Sampling:
         )
 
     def active(self, state: SampleState) -> Array:
-        return ~state.ended.all(axis=1)
+        return ~state.ended.all(axis=1) & (state.position < state.tokens.shape[-1])
 
     def result(self, state: SampleState) -> Hypotheses:
-        return Hypotheses(state.tokens, state.log_probs, state.log_probs)
+        return Hypotheses(state.tokens, state.log_probs, state.log_probs, state.ended.all(axis=1))
 
     @property
     def can_refill(self) -> bool:
@@ -129,7 +129,7 @@ class Sampling:
             position=state.position + 1,
             tokens=jnp.where(write, drawn[:, :, None], state.tokens),
             log_probs=log_probs,
-            ended=state.ended | (drawn == EOS_ID) | last,
+            ended=state.ended | (((drawn == EOS_ID) | last) & (position < state.tokens.shape[-1])),
         )
 
 
