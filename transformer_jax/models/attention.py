@@ -54,6 +54,13 @@ class MultiHeadAttention(nn.Module):
         k, v = split_heads(x, self.key_weights(), self.value_weights())
         return (k if positions is None else rotary(k, positions)), v
 
+    def project(self, x: Array, positions: Array | None = None) -> tuple[Array, Array, Array]:
+        """`query` and `keys_values` of the same x; one matrix product where there are as many heads of each."""
+        if self.num_kv_heads != self.num_heads:
+            return self.query(x, positions), *self.keys_values(x, positions)
+        q, k, v = split_heads(x, self.query_weights(), self.key_weights(), self.value_weights())
+        return (q, k, v) if positions is None else (rotary(q, positions), rotary(k, positions), v)
+
     def attend(self, q: Array, k: Array, v: Array, bias: Array | None, seeds: Seeds = None) -> Array:
         """softmax(q·k/√K + bias)·v, then the output projection (eq. 1 and 2).
 
@@ -78,10 +85,5 @@ class MultiHeadAttention(nn.Module):
         self, x: Array, y: Array, bias: Array | None, positions: Array | None = None, seeds: Seeds = None
     ) -> Array:
         """Queries from x[B, T, D], keys and values from y[B, S, D]."""
-        if x is y and self.num_kv_heads == self.num_heads:
-            q, k, v = split_heads(x, self.query_weights(), self.key_weights(), self.value_weights())
-            if positions is not None:
-                q, k = rotary(q, positions), rotary(k, positions)
-        else:
-            q, (k, v) = self.query(x, positions), self.keys_values(y, positions)
+        q, k, v = self.project(x, positions) if x is y else (self.query(x, positions), *self.keys_values(y, positions))
         return self.attend(q, k, v, bias, seeds)

@@ -198,13 +198,12 @@ class Layer(nn.Module):
 
         def self_attention(h: Array) -> Array:
             rotations = positions[:, None, None] if c.positions == "rotary" else None
-            key, value = self.self_attention.keys_values(h, rotations)
+            q, key, value = self.self_attention.project(h, rotations)
             # Kept in the very layout in which they are used, or XLA copies the whole cache at every step.
             first = slot * h.shape[1]
             key = jax.lax.dynamic_update_slice(cache["key"], jnp.swapaxes(key, 2, 3), (0, 0, 0, first))
             value = jax.lax.dynamic_update_slice(cache["value"], value, (0, 0, first, 0))
             cache["key"], cache["value"] = key, value
-            q = self.self_attention.query(h, rotations)
             return self.self_attention.attend(q, jnp.swapaxes(key, 2, 3), value, self_bias)
 
         def cross_attention(h: Array) -> Array:
