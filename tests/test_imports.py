@@ -30,6 +30,8 @@ ALLOWED: dict[str, set[str]] = {
         "experiment",
     },
     "training/loop": {"errors", "run_directory", "sharding", "data", "training", "experiment"},
+    "training/resuming": {"run_directory", "training", "experiment"},
+    "training/reproduction": {"run_directory", "sharding", "data", "training", "experiment"},
     "experiment": {"errors", "config", "models", "sharding", "data", "training", "decoding/config"},
     "analysis": {
         "errors",

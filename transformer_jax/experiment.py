@@ -13,6 +13,8 @@ from transformer_jax.errors import UserError
 from transformer_jax.models.transformer import EncoderDecoder, TransformerConfig
 from transformer_jax.sharding import MeshConfig
 from transformer_jax.training.checkpoints import EVALUATED
+from transformer_jax.training.guard import GuardConfig
+from transformer_jax.training.initialization import InitializeConfig
 from transformer_jax.training.optimizers import OptimizerConfig
 from transformer_jax.training.tasks import TaskConfig
 
@@ -83,6 +85,8 @@ class RunConfig:
     task: TaskConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
+    guard: GuardConfig
+    initialize: InitializeConfig
     checkpoints: CheckpointConfig
     evaluation: EvaluationConfig
     decoding: DecodingConfig
