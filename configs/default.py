@@ -7,67 +7,11 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ConfigDict:
-    """Transformer-base of Vaswani et al. 2017 on whatever dataset a file names."""
+def common() -> ConfigDict:
+    """The sections that every family has."""
     config = ConfigDict()
     config.name = "default"
     config.seed = 1
-
-    config.dataset = ConfigDict()
-    config.dataset.name = ""
-    config.dataset.source_language = "en"
-    config.dataset.target_language = "de"
-    config.dataset.path = ""  # a local folder; empty: downloaded or generated
-    config.dataset.train = ""  # parallel_text only: "a.en,a.de" or "pairs.tsv"
-    config.dataset.validation = ""
-    config.dataset.test = ""
-    config.dataset.max_length_ratio = 9.0
-    config.dataset.max_characters = 2000
-
-    config.tokenizer = ConfigDict()
-    config.tokenizer.kind = "bpe"
-    config.tokenizer.vocab_size = 10000
-    config.tokenizer.joint = True
-    config.tokenizer.character_coverage = 1.0
-    config.tokenizer.sampling = 0.0  # BPE-dropout rate, or alpha of unigram sampling
-
-    config.batching = ConfigDict()
-    config.batching.tokens_per_batch = 4096
-    config.batching.num_shapes = 6
-    config.batching.max_length = 128
-    config.batching.overlong = "drop"
-    config.batching.rows_multiple = 8
-
-    config.model = ConfigDict()
-    config.model.d_model = 512
-    config.model.d_ff = 2048
-    config.model.num_encoder_layers = 6
-    config.model.num_decoder_layers = 6
-    config.model.num_heads = 8
-    config.model.num_kv_heads = placeholder(int)
-    config.model.max_length = 256
-    config.model.norm_placement = "post"
-    config.model.norm = "layer_norm"
-    config.model.norm_epsilon = 1e-6
-    config.model.positions = "sinusoidal"
-    config.model.activation = "relu"
-    config.model.attention_bias = False
-    config.model.feed_forward_bias = True
-    config.model.tie_embeddings = "all"
-    config.model.dropout_rate = 0.1
-    config.model.embedding_dropout_rate = 0.1
-    config.model.attention_dropout_rate = 0.0
-    config.model.activation_dropout_rate = 0.0
-    config.model.dtype = "float32"
-    config.model.remat = "none"
-    config.model.scan_layers = False
-
-    config.task = ConfigDict()
-    config.task.label_smoothing = 0.1
-    config.task.regularizer = "none"
-    config.task.regularizer_weight = 0.0
-    config.task.cutoff_rate = 0.05
-    config.task.loss_chunk = 256
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"
@@ -108,10 +52,86 @@ def get_config() -> ConfigDict:
     config.evaluation.every_steps = 1000
     config.evaluation.weights = "latest"
     config.evaluation.average = 8
+    config.evaluation.metric = "loss"
+    config.evaluation.patience = 0
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    return config
+
+
+def blocks() -> ConfigDict:
+    """The layers of a Transformer, as in the paper's base model. A family adds how many there are of each kind."""
+    model = ConfigDict()
+    model.d_model = 512
+    model.d_ff = 2048
+    model.num_heads = 8
+    model.num_kv_heads = placeholder(int)
+    model.max_length = 256
+    model.norm_placement = "post"
+    model.norm = "layer_norm"
+    model.norm_epsilon = 1e-6
+    model.positions = "sinusoidal"
+    model.activation = "relu"
+    model.attention_bias = False
+    model.feed_forward_bias = True
+    model.dropout_rate = 0.1
+    model.embedding_dropout_rate = 0.1
+    model.attention_dropout_rate = 0.0
+    model.activation_dropout_rate = 0.0
+    model.dtype = "float32"
+    model.remat = "none"
+    model.scan_layers = False
+    return model
+
+
+def get_config() -> ConfigDict:
+    """Transformer-base of Vaswani et al. 2017 on whatever translation dataset a file names."""
+    config = common()
+    config.family = "translation"
+
+    config.dataset = ConfigDict()
+    config.dataset.name = ""
+    config.dataset.source_language = "en"
+    config.dataset.target_language = "de"
+    config.dataset.path = ""  # a local folder; empty: downloaded or generated
+    config.dataset.train = ""  # parallel_text only: "a.en,a.de" or "pairs.tsv"
+    config.dataset.validation = ""
+    config.dataset.test = ""
+    config.dataset.max_length_ratio = 9.0
+    config.dataset.max_characters = 2000
+
+    config.tokenizer = ConfigDict()
+    config.tokenizer.kind = "bpe"
+    config.tokenizer.vocab_size = 10000
+    config.tokenizer.joint = True
+    config.tokenizer.character_coverage = 1.0
+    config.tokenizer.sampling = 0.0  # BPE-dropout rate, or alpha of unigram sampling
+
+    config.batching = ConfigDict()
+    config.batching.tokens_per_batch = 4096
+    config.batching.num_shapes = 6
+    config.batching.max_length = 128
+    config.batching.overlong = "drop"
+    config.batching.rows_multiple = 8
+
+    config.model = blocks()
+    config.model.num_encoder_layers = 6
+    config.model.num_decoder_layers = 6
+    config.model.tie_embeddings = "all"
+
+    config.task = ConfigDict()
+    config.task.label_smoothing = 0.1
+    config.task.regularizer = "none"
+    config.task.regularizer_weight = 0.0
+    config.task.cutoff_rate = 0.05
+    config.task.loss_chunk = 256
+
     config.evaluation.decode = "greedy"
     config.evaluation.max_sentences = 1000
     config.evaluation.metric = "bleu"
-    config.evaluation.patience = 0
 
     config.decoding = ConfigDict()
     config.decoding.method = "beam"
@@ -133,8 +153,4 @@ def get_config() -> ConfigDict:
     config.decoding.sampling.top_p = 1.0
     config.decoding.sampling.min_p = 0.0
 
-    config.mesh = ConfigDict()
-    config.mesh.data = -1
-    config.mesh.fsdp = 1
-    config.mesh.tensor = 1
     return config

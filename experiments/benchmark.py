@@ -35,7 +35,7 @@ SINGLES = 20  # lines translated one at a time, for the latency
 def main(arguments: list[str]) -> None:
     prepare_cpu()
     from transformer_jax.analysis import benchmark
-    from transformer_jax.analysis.run import load_run
+    from transformer_jax.analysis.run import load_run, require_family
     from transformer_jax.data.datasets import load_dataset
     from transformer_jax.experiment import parse_config
     from transformer_jax.run_directory import write_json
@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> None:
     else:
         run = load_run(arguments[1], CHECKPOINT.value) if mapping is None else None
         config = run.config if run else parse_config(mapping)
-        decoding = dataclasses.replace(config.decoding, **decoding_overrides(config.decoding.sampling))
+        require_family("translation", config)
+        decoding = dataclasses.replace(config.decoding, **decoding_overrides(config))
         if FORCED.value:
             decoding = benchmark.force_length(decoding, FORCED.value)
         translator = run.translator(**vars(decoding)) if run else benchmark.random_translator(config, decoding)

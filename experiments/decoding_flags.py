@@ -5,6 +5,8 @@ from typing import Any
 
 from absl import flags
 
+from transformer_jax.errors import UserError
+
 NAMES = (
     "method",
     "beam_size",
@@ -18,6 +20,7 @@ NAMES = (
     "batch_size",
     "seed",
 )
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 def define_decoding_flags() -> None:
@@ -39,13 +42,19 @@ def define_decoding_flags() -> None:
     flags.DEFINE_float("min_p", None, "sampling: among tokens at least this likely, relative to the likeliest")
 
 
-def decoding_overrides(sampling: Any) -> dict[str, Any]:
-    """The settings that were given, as `Run.translator` takes them.
+def decoding_overrides(config: Any) -> dict[str, Any]:
+    """The settings that were given, as `Run.evaluate` and `TranslationRun.translator` take them.
 
-    Args: sampling: the run's own SamplingConfig, which the sampling flags change.
+    Args: config: the run's config, whose own sampling settings the sampling flags change.
+    Raises: UserError for a setting when the run's family decodes nothing.
     """
     values = flags.FLAGS.flag_values_dict()
     given = {name: values[name] for name in NAMES if values[name] is not None}
-    fields = [field.name for field in dataclasses.fields(sampling)]
-    changed = {name: values[name] for name in fields if values[name] is not None}
-    return given | ({"sampling": dataclasses.replace(sampling, **changed)} if changed else {})
+    changed = {name: values[name] for name in SAMPLING if values[name] is not None}
+    if not given and not changed:
+        return {}
+    if not hasattr(config, "decoding"):
+        raise UserError(
+            f"--{next(iter(given | changed))} is about decoding, but a {config.family} run decodes nothing."
+        )
+    return given | ({"sampling": dataclasses.replace(config.decoding.sampling, **changed)} if changed else {})

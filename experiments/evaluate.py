@@ -7,8 +7,6 @@
 Decoding settings that are not given are the run's own.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from experiments import command_line
@@ -26,26 +24,12 @@ define_decoding_flags()
 def main(arguments: list[str]) -> None:
     prepare_cpu()
     from transformer_jax.analysis.run import load_run
-    from transformer_jax.analysis.scores import evaluate_run, format_record
-    from transformer_jax.data.datasets import load_dataset
-    from transformer_jax.data.parallel_text import read_pairs
-    from transformer_jax.errors import UserError
     from transformer_jax.training.loop import enable_compilation_cache
 
     run = load_run(arguments[0], CHECKPOINT.value)
     enable_compilation_cache()
-    if FILES.value:
-        pairs = list(read_pairs([Path(file) for file in FILES.value.split(",")]))
-        sources, references = [pair["source"] for pair in pairs], [pair["target"] for pair in pairs]
-        data = {"split": "files", "files": FILES.value}
-    else:
-        splits = load_dataset(run.config.dataset).splits
-        if SPLIT.value not in splits:
-            raise UserError(f"--split={SPLIT.value}: {run.config.dataset.name} has only {', '.join(splits)}.")
-        sources, references = splits[SPLIT.value].texts()
-        data = {"split": SPLIT.value, "dataset": run.config.dataset.name}
-    record = evaluate_run(run, sources, references, data, **decoding_overrides(run.config.decoding.sampling))
-    print(format_record(record))
+    record, text = run.evaluate(SPLIT.value, FILES.value, **decoding_overrides(run.config))
+    print(text)
     print(f"record: {record['file']}")
 
 

@@ -17,6 +17,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=Tru
 
 def main(arguments: list[str]) -> int:
     prepare_cpu()
+    from transformer_jax.families.registry import find_family
     from transformer_jax.training.loop import train
 
     outcome = train(CONFIG.value, WORKDIR.value)
@@ -25,7 +26,8 @@ def main(arguments: list[str]) -> int:
     if not outcome.finished:
         print("The same command continues from there.")
         return command_line.INTERRUPTED
-    print(f"Next: python experiments/evaluate.py {WORKDIR.value}   python experiments/translate.py {WORKDIR.value}")
+    commands = find_family(CONFIG.value.family).commands
+    print("Next: " + "   ".join(f"python {command} {WORKDIR.value}" for command in commands))
     return 0
 
 

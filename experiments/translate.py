@@ -27,15 +27,16 @@ flags.adopt_module_key_flags(decoding_flags)
 
 def main(arguments: list[str]) -> None:
     prepare_cpu()
-    from transformer_jax.analysis.run import load_run
+    from transformer_jax.analysis.run import load_run, require_family
     from transformer_jax.decoding.lines import interact, open_output, read_lines, translate_lines
     from transformer_jax.training.loop import enable_compilation_cache
 
     path, *files = arguments
     lines = read_lines(files, sys.stdin.buffer)
     run = load_run(path, CHECKPOINT.value)
+    require_family("translation", run.config)
     enable_compilation_cache()
-    translator = run.translator(**decoding_overrides(run.config.decoding.sampling))
+    translator = run.translator(**decoding_overrides(run.config))
     scores = SCORES.value or translator.config.n_best > 1
     if not files and OUTPUT.value is None and sys.stdin.isatty():
         interact(translator, scores)

@@ -9,11 +9,13 @@ import pytest
 from flax import linen as nn
 
 from experiments.command_line import load_config
-from transformer_jax.experiment import RunConfig, model_config, parse_config
+from transformer_jax.data.batches import ArraySpec
+from transformer_jax.experiment import RunConfig, parse_config
+from transformer_jax.families.translation import model_config
 from transformer_jax.models.transformer import EncoderDecoder
 from transformer_jax.sharding import MeshConfig, make_mesh, place_batch
 from transformer_jax.training.optimizers import learning_rate, make_optimizer
-from transformer_jax.training.step import abstract_state, batch_shape, make_train_step
+from transformer_jax.training.step import abstract_batch, abstract_state, make_train_step
 from transformer_jax.training.tasks import TranslationTask
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -97,7 +99,8 @@ def test_the_papers_models_take_a_step(variant):
         task, optimizer, rate, mesh, shapes, seed=1, accumulation=1, ema_decay=0.0, guard=config.guard
     )
     rows = 2 * mesh.size
-    after, metrics = jax.eval_shape(step, shapes, batch_shape(mesh, rows, 5, 6))
+    spec = {"source": ArraySpec((rows, 5), "int32"), "target": ArraySpec((rows, 6), "int32")}
+    after, metrics = jax.eval_shape(step, shapes, abstract_batch(mesh, spec))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
     if variant == "base":
         row = np.array([5, 6, 7, 8, 1, 0], np.int32)

@@ -19,8 +19,14 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "decoding"},
     "decoding": {"errors", "models", "sharding", "data/tokenizers"},
     "training": {"errors", "config", "run_directory", "models", "sharding", "data"},
-    "training/evaluators": {
+    "training/loop": {"errors", "run_directory", "sharding", "data", "training", "experiment", "families"},
+    "training/resuming": {"run_directory", "training", "experiment"},
+    "training/reproduction": {"run_directory", "sharding", "training", "experiment", "families"},
+    "experiment": {"errors", "config", "sharding", "training", "families/registry"},
+    "families": {
         "errors",
+        "config",
+        "run_directory",
         "models",
         "sharding",
         "data",
@@ -29,10 +35,6 @@ ALLOWED: dict[str, set[str]] = {
         "evaluation",
         "experiment",
     },
-    "training/loop": {"errors", "run_directory", "sharding", "data", "training", "experiment"},
-    "training/resuming": {"run_directory", "training", "experiment"},
-    "training/reproduction": {"run_directory", "sharding", "data", "training", "experiment"},
-    "experiment": {"errors", "config", "models", "sharding", "data", "training", "decoding/config"},
     "analysis": {
         "errors",
         "run_directory",
@@ -43,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         "decoding",
         "evaluation",
         "experiment",
+        "families",
     },
     "configs": set(),
 }

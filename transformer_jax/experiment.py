@@ -1,24 +1,19 @@
-"""A whole experiment's configuration, checked, and the model it describes."""
+"""A whole experiment's configuration: the sections that every family has, and how all of it is checked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from transformer_jax.config import build
-from transformer_jax.data.bucketing import BatchingConfig
-from transformer_jax.data.datasets import DatasetConfig
-from transformer_jax.data.tokenizers import TokenizerConfig, TokenizerPair
-from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models.transformer import EncoderDecoder, TransformerConfig
+from transformer_jax.families.registry import FAMILIES, find_family
 from transformer_jax.sharding import MeshConfig
 from transformer_jax.training.checkpoints import EVALUATED
 from transformer_jax.training.guard import GuardConfig
 from transformer_jax.training.initialization import InitializeConfig
 from transformer_jax.training.optimizers import OptimizerConfig
-from transformer_jax.training.tasks import TaskConfig
 
-VOCABULARIES = ("source_vocab_size", "target_vocab_size")
+LOWER_IS_BETTER = ("loss", "nll", "perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -54,43 +49,48 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured on the validation split during training, and with which parameters."""
+    """What is measured on the validation split during training, and with which parameters. Families add to it."""
 
     every_steps: int
     weights: Literal["latest", "ema", "average"]
     average: int  # weights "average": the mean of the current parameters and those of the latest average-1 checkpoints
-    decode: Literal["none", "greedy", "beam"]
-    max_sentences: int  # translated for BLEU; 0: all
-    metric: Literal["bleu", "loss"]  # which says what is best
+    metric: str  # of the family's evaluator, which says what is best
     patience: int  # evaluations without a new best after which training stops; 0: never
 
     def __post_init__(self) -> None:
-        for name, least in (("every_steps", 1), ("average", 1), ("max_sentences", 0), ("patience", 0)):
+        for name, least in (("every_steps", 1), ("average", 1), ("patience", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {least}.")
-        if self.metric == "bleu" and self.decode == "none":
-            raise UserError("evaluation.metric='bleu' needs translations: set evaluation.decode to 'greedy' or 'beam'.")
+
+    @property
+    def best_mode(self) -> Literal["max", "min"]:
+        """Which value of the metric is best."""
+        return "min" if self.metric in LOWER_IS_BETTER else "max"
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One section for each part; ``model`` holds TransformerConfig without the vocabularies, which tokenizers give."""
+    """What the training loop must know of every run. A family's config adds the sections that are its own."""
 
     name: str
+    family: str
     seed: int
-    dataset: DatasetConfig
-    tokenizer: TokenizerConfig
-    batching: BatchingConfig
-    model: dict[str, Any]
-    task: TaskConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
     guard: GuardConfig
     initialize: InitializeConfig
     checkpoints: CheckpointConfig
     evaluation: EvaluationConfig
-    decoding: DecodingConfig
     mesh: MeshConfig
+
+    @property
+    def rows(self) -> tuple[str, int]:
+        """The key whose value divides the rows of every batch, and that value."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises: UserError for values of the family's sections that cannot go together."""
+        raise NotImplementedError
 
     @property
     def evaluated_tree(self) -> str:
@@ -101,35 +101,19 @@ class RunConfig:
         return "params" if own else EVALUATED
 
 
-def parse_config(mapping: Any) -> RunConfig:
+def parse_config(mapping: Any) -> Any:
     """Checks a whole config before any work.
 
+    Returns: the `RunConfig` of the family that ``mapping["family"]`` names.
     Raises: UserError for an unknown, missing or wrongly typed key, and for values that cannot go together.
     """
-    config = build(RunConfig, mapping)
+    name = dict(mapping.items()).get("family") if hasattr(mapping, "items") else None
+    if name is None:
+        raise UserError(f"The config lacks the key family. Add it; it is one of {', '.join(FAMILIES)}.")
+    config: RunConfig = build(find_family(name).config, mapping)
     if config.seed < 0:
         raise UserError(f"seed is {config.seed}; it must be at least 0.")
-    for name in VOCABULARIES:
-        if name in config.model:
-            raise UserError(f"model.{name} is set by the tokenizer; remove it and set tokenizer.vocab_size.")
-    tokenizer, tie = config.tokenizer, config.model.get("tie_embeddings", TransformerConfig.tie_embeddings)
-    if tie in ("source_target", "all") and not tokenizer.joint:
-        raise UserError(
-            f"model.tie_embeddings={tie!r} shares one table between source and target, but tokenizer.joint=False makes "
-            "two vocabularies; set tokenizer.joint=True, or model.tie_embeddings to 'target_output' or 'none'."
-        )
-    model = model_config(config, tokenizer.vocab_size, tokenizer.vocab_size)
-    for section, name in (
-        ("batching", "max_length"),
-        ("decoding", "max_source_length"),
-        ("decoding", "max_target_length"),
-    ):
-        length = getattr(getattr(config, section), name)
-        if length > model.max_length:
-            raise UserError(
-                f"{section}.{name}={length} exceeds model.max_length={model.max_length}; "
-                "lower the one or raise the other."
-            )
+    config.check()
     evaluation = config.evaluation
     if evaluation.weights == "ema" and not config.training.ema_decay:
         raise UserError("evaluation.weights='ema' needs an average: set training.ema_decay, for example to 0.999.")
@@ -139,17 +123,6 @@ def parse_config(mapping: Any) -> RunConfig:
             f"checkpoints.keep_latest is {config.checkpoints.keep_latest}; raise it."
         )
     return config
-
-
-def model_config(config: RunConfig, source_vocab_size: int, target_vocab_size: int) -> TransformerConfig:
-    """The model's hyperparameters, complete."""
-    sizes = dict(zip(VOCABULARIES, (source_vocab_size, target_vocab_size), strict=True))
-    return build(TransformerConfig, {**config.model, **sizes}, "model")
-
-
-def make_model(config: RunConfig, tokenizers: TokenizerPair) -> EncoderDecoder:
-    """The model for the vocabularies that the tokenizers turned out to have."""
-    return EncoderDecoder(model_config(config, tokenizers.source.vocab_size, tokenizers.target.vocab_size))
 
 
 def plain(value: Any) -> Any:

@@ -11,12 +11,14 @@ from typing import Any
 
 from experiments.peers import exports
 from experiments.peers.environments import interpreter, run
-from transformer_jax.analysis.run import Run, load_run
+from transformer_jax.analysis.run import load_run
+from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.pipeline import Pipeline
 from transformer_jax.data.tokenizers import train_tokenizers
 from transformer_jax.evaluation.bleu import translation_scores
-from transformer_jax.experiment import make_model, parse_config, plain
+from transformer_jax.experiment import parse_config, plain
+from transformer_jax.families.translation import make_model
 from transformer_jax.run_directory import write_json
 
 HERE = Path(__file__).resolve().parent
@@ -119,7 +121,7 @@ def compare_decoding(
     }
 
 
-def _own_outputs(opened: Run, sources: Sequence[Sequence[int]]) -> dict[str, dict[str, list[list[int]]]]:
+def _own_outputs(opened: TranslationRun, sources: Sequence[Sequence[int]]) -> dict[str, dict[str, list[list[int]]]]:
     settings: dict[str, dict[str, Any]] = {
         "greedy": {"method": "greedy", "max_length_offset": opened.config.decoding.max_target_length},
         "free": {},
@@ -131,7 +133,7 @@ def _own_outputs(opened: Run, sources: Sequence[Sequence[int]]) -> dict[str, dic
     return {"transformer_jax": outputs}
 
 
-def _agreement(opened: Run, outputs: Result, references: Sequence[str]) -> dict[str, dict[str, float]]:
+def _agreement(opened: TranslationRun, outputs: Result, references: Sequence[str]) -> dict[str, dict[str, float]]:
     """For each toolkit, BLEU with the beam, and the share of outputs equal to ours, greedy and with it."""
     found = {}
     for name, modes in outputs.items():

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from transformer_jax.analysis.run import Run
+from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.data.pipeline import Pipeline
 from transformer_jax.errors import UserError
-from transformer_jax.experiment import RunConfig
+from transformer_jax.families.translation import TranslationConfig
 from transformer_jax.models.positions import sinusoidal
 from transformer_jax.models.transformer import TransformerConfig
 
@@ -46,7 +46,7 @@ def write_batches(path: Path, pipeline: Pipeline) -> int:
     return count
 
 
-def training_settings(config: RunConfig, model: TransformerConfig, warm_steps: int) -> dict[str, Any]:
+def training_settings(config: TranslationConfig, model: TransformerConfig, warm_steps: int) -> dict[str, Any]:
     """The model's sizes and what it is trained with."""
     optimizer = config.optimizer
     return {
@@ -74,7 +74,7 @@ def flat_weights(params: Any, model: TransformerConfig) -> dict[str, np.ndarray]
     return weights | {"positions": sinusoidal(model.max_length, model.d_model)}
 
 
-def decoding_request(run: Run, sources: list[list[int]], forced_tokens: int, repeats: int) -> dict[str, Any]:
+def decoding_request(run: TranslationRun, sources: list[list[int]], forced_tokens: int, repeats: int) -> dict[str, Any]:
     """The sentences as ids without ends, and how to translate them."""
     tokenizer, decoding = run.tokenizers.source, run.config.decoding
     return {

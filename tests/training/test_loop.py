@@ -122,7 +122,7 @@ def test_early_stopping_is_final(data, tmp_path):
 def test_patience(values, metric, patience, expected):
     history = [{"split": "validation", "name": metric, "value": value} for value in values]
     history += [{"split": "train", "name": metric, "value": 99.0}]
-    assert exhausted(history, EvaluationConfig(1, "latest", 1, "greedy", 0, metric, patience)) is expected
+    assert exhausted(history, EvaluationConfig(1, "latest", 1, metric, patience)) is expected
 
 
 def test_a_changed_schedule_of_saving_continues_but_another_model_does_not(data, whole, tmp_path):

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from transformer_jax.analysis.run import Run
+from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.data.tokenizers import BOS, EOS
 
 KINDS = ("encoder", "decoder", "cross")
 
 
-def attention_maps(run: Run, source: str, target: str) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+def attention_maps(run: TranslationRun, source: str, target: str) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
     """Attention weights under teacher forcing.
 
     Returns: ``maps``, with "encoder" float32[L, H, S, S], "decoder" float32[L, H, T, T] and "cross"
@@ -60,7 +60,7 @@ def plot_attention(weights: np.ndarray, rows: Sequence[str], columns: Sequence[s
     return figure
 
 
-def save_attention_figures(run: Run, source: str, target: str, folder: Path) -> list[Path]:
+def save_attention_figures(run: TranslationRun, source: str, target: str, folder: Path) -> list[Path]:
     """Writes encoder.png, decoder.png and cross.png of a sentence pair; returns their paths."""
     maps, source_pieces, target_pieces = attention_maps(run, source, target)
     bos = run.tokenizers.target.pieces([BOS])

@@ -18,18 +18,19 @@ import numpy as np
 from flax import linen as nn
 
 from transformer_jax.data.datasets import load_dataset
-from transformer_jax.data.pipeline import Pipeline
 from transformer_jax.data.tokenizers import train_tokenizers
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.errors import UserError
-from transformer_jax.experiment import RunConfig, make_model, parse_config
+from transformer_jax.experiment import parse_config
+from transformer_jax.families.registry import find_family
+from transformer_jax.families.translation import TranslationConfig, make_model
 from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder
 from transformer_jax.sharding import MeshConfig, make_mesh, place_batch
 from transformer_jax.training.loop import check_rows, compile_shapes
 from transformer_jax.training.optimizers import learning_rate, make_optimizer
-from transformer_jax.training.step import abstract_state, make_train_step
-from transformer_jax.training.tasks import TranslationTask, summarise
+from transformer_jax.training.step import abstract_state, batch_kind, make_train_step
+from transformer_jax.training.tasks import TranslationTask
 
 Result = dict[str, Any]
 
@@ -67,10 +68,8 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
     config = parse_config(mapping)
     mesh, training = make_mesh(config.mesh), config.training
     check_rows(config, mesh)
-    dataset = load_dataset(config.dataset)
-    tokenizers = train_tokenizers(dataset, config.tokenizer)
-    pipeline = Pipeline(dataset, tokenizers, config.batching, config.seed)
-    task = TranslationTask(make_model(config, tokenizers), config.task)
+    experiment = find_family(config.family).prepare(config, None)
+    task, batches = experiment.task, experiment.batches
     optimizer = make_optimizer(config.optimizer, training.total_steps)
     schedule = learning_rate(config.optimizer, training.total_steps)
     shapes, create = abstract_state(task, optimizer, mesh, config.seed, ema=training.ema_decay > 0)
@@ -86,21 +85,21 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
         guard=config.guard,
     )
     prepared, compiles = time.monotonic(), _Compiles()
-    compiled = compile_shapes(step, shapes, mesh, pipeline)
-    state, iterator = create(), pipeline.iterator()
+    compiled = compile_shapes(step, shapes, mesh, batches)
+    state, iterator = create(), batches.iterator()
     ready = time.monotonic()
 
     def run(least_steps: int, least_seconds: float) -> Result:
         """Steps, and their sums; metrics are fetched a step late, as in training."""
         nonlocal state
-        sums, cells, steps = {"loss": 0.0, "nll": 0.0, "tokens": 0.0}, 0, 0
+        sums: dict[str, float] = {}
+        cells = steps = 0
         pending: Any = None
         start = time.monotonic()
         while steps < least_steps or time.monotonic() < start + least_seconds:
-            batch = next(iterator)
-            program = compiled[batch["source"].shape, batch["target"].shape]
-            state, measured = program(state, place_batch(mesh, batch))
-            steps, cells = steps + 1, cells + batch["target"].size
+            batch = place_batch(mesh, next(iterator))
+            state, measured = compiled[batch_kind(batch)](state, batch)
+            steps, cells = steps + 1, cells + batch[batches.counted].size
             if pending is not None:
                 add(sums, pending)
             pending = measured
@@ -111,13 +110,12 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
             "seconds": elapsed,
             "cells": cells,
             "tokens": sums["tokens"],
-            "loss": summarise(sums)["loss"],
+            "loss": task.summarise(sums)["loss"],
         }
 
     def add(sums: dict[str, float], measured: Any) -> None:
-        values = jax.device_get(measured)
-        for name in sums:
-            sums[name] += float(values[name])
+        for name, value in jax.device_get(measured).items():
+            sums[name] = sums.get(name, 0.0) + float(value)
 
     run(2 * len(compiled), 0.0)
     before = dict(compiles.counts)
@@ -151,7 +149,7 @@ def force_length(decoding: DecodingConfig, tokens: int) -> DecodingConfig:
     )
 
 
-def random_translator(config: RunConfig, decoding: DecodingConfig) -> Translator:
+def random_translator(config: TranslationConfig, decoding: DecodingConfig) -> Translator:
     """A translator with the initial weights of a config: as fast as a trained one if lengths are forced."""
     tokenizers = train_tokenizers(load_dataset(config.dataset), config.tokenizer)
     model = make_model(config, tokenizers)

@@ -1,21 +1,21 @@
-"""A finished or running experiment, opened for use: its model, parameters, tokenizers, history."""
+"""A finished or running experiment, opened for use: its config, checkpoints, parameters, history.
 
-import dataclasses
+What else can be done with a run depends on its family, and is in the subclass of `Run` that `load_run` gives.
+"""
+
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+from jax.sharding import Mesh
 
 from transformer_jax.analysis.averaging import mean
-from transformer_jax.data.tokenizers import TokenizerPair, load_tokenizers
-from transformer_jax.decoding.scoring import Scorer
-from transformer_jax.decoding.translator import Translator
 from transformer_jax.errors import UserError
-from transformer_jax.experiment import RunConfig, make_model, parse_config
-from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, Params, unroll
+from transformer_jax.experiment import RunConfig, parse_config
+from transformer_jax.families.registry import find_family
+from transformer_jax.models.transformer import Params, unroll
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.training.checkpoints import Checkpoints
@@ -23,28 +23,19 @@ from transformer_jax.training.metric_writer import read_metrics
 
 
 class Run:
-    """What `load_run` gives. Everything is read when it is first asked for; nothing in the directory is executed."""
+    """One run. Everything is read when it is first asked for; nothing in the directory is executed."""
 
-    def __init__(self, path: str | Path, checkpoint: str = "best") -> None:
-        self.directory = RunDirectory.open(path)
-        self.config: RunConfig = parse_config(self.directory.config)
+    config: RunConfig
+
+    def __init__(self, directory: RunDirectory, config: RunConfig, checkpoint: str) -> None:
+        self.directory, self.config = directory, config
         self.checkpoints = Checkpoints(
             self.directory.checkpoints,
             best_metric=self.config.evaluation.metric,
-            best_mode="min" if self.config.evaluation.metric == "loss" else "max",
+            best_mode=self.config.evaluation.best_mode,
         )
         self.checkpoint = checkpoint
         self._chosen = self._choose(checkpoint)
-
-    @cached_property
-    def tokenizers(self) -> TokenizerPair:
-        return load_tokenizers(self.directory.tokenizer)
-
-    @cached_property
-    def model(self) -> EncoderDecoder:
-        """The unrolled model, whichever way it was trained; `params` fits it."""
-        model = make_model(self.config, self.tokenizers)
-        return EncoderDecoder(dataclasses.replace(model.config, scan_layers=False, remat="none"))
 
     @cached_property
     def params(self) -> Params:
@@ -89,51 +80,46 @@ class Run:
     def _read(self, steps: Sequence[int], tree: str) -> Params:
         return mean(self.checkpoints.restore_parameters(step, tree) for step in steps)
 
-    def translator(self, **overrides: Any) -> Translator:
-        """A translator with the run's decoding settings, changed by keyword: ``beam_size=1``, ``n_best=5`` …"""
-        fields = {f.name for f in dataclasses.fields(self.config.decoding)}
-        if unknown := sorted(set(overrides) - fields):
-            raise UserError(f"decoding has no setting {unknown[0]!r}; known: {sorted(fields)}.")
-        decoding = dataclasses.replace(self.config.decoding, **overrides)
-        mesh = make_mesh(MeshConfig(-1, 1, 1)) if jax.device_count() > 1 else None
-        return Translator(IncrementalDecoder(self.model), self.params, self.tokenizers, decoding, mesh)
-
-    @cached_property
-    def _translator(self) -> Translator:
-        return self.translator()
-
-    def translate(self, lines: Sequence[str]) -> list[str]:
-        """The best translation of each line."""
-        return self._translator.translate(list(lines))
-
-    @cached_property
-    def _scorer(self) -> Scorer:
-        def logits(params: Params, source: Any, target: Any) -> Any:
-            return self.model.apply({"params": params}, source, target)
-
-        decoding = self.config.decoding
-        return Scorer(logits, decoding.batch_size, decoding.max_source_length)
-
-    def token_log_probs(self, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[np.ndarray]:
-        """Natural log-probabilities float32[len(target) + 1] of the tokens of each target, then of its end."""
-        return self._scorer.score(self.params, sources, targets)
-
-    def score(self, sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
-        """Natural log-probability float32[n] of each target given its source, end of sentence included."""
-        encoded = self.tokenizers.source.encode(list(sources)), self.tokenizers.target.encode(list(targets))
-        return np.asarray([tokens.sum() for tokens in self.token_log_probs(*encoded)], np.float32)
-
     def history(self) -> list[dict[str, Any]]:
         """All metrics written so far: dicts of step, split, name, value."""
         return read_metrics(self.directory.metrics)
 
+    def evaluate(self, split: str, files: str | None, **settings: Any) -> tuple[dict[str, Any], str]:
+        """Measures the run on a split of its dataset, or on files, and writes a record into its directory.
 
-def load_run(path: str | Path, checkpoint: str = "best") -> Run:
+        Args:
+          files: names of files as the family takes them, instead of a split.
+          settings: what is changed of the run's own settings.
+        Returns: the record, and the same for a terminal.
+        Raises: UserError for a split, file or setting that there is not.
+        """
+        raise NotImplementedError
+
+
+def require_family(name: str, config: RunConfig) -> None:
+    """Raises: UserError unless the config is of that family; says what its own family's commands are."""
+    if config.family != name:
+        commands = " or ".join(find_family(config.family).commands)
+        raise UserError(f"{config.name} is of the family {config.family}, this is for {name}; use {commands}.")
+
+
+def decoding_mesh() -> Mesh | None:
+    """All devices side by side; None where there is but one."""
+    return make_mesh(MeshConfig(-1, 1, 1)) if jax.device_count() > 1 else None
+
+
+def load_run(path: str | Path, checkpoint: str = "best") -> Any:
     """Opens a run directory written on any machine and mesh.
 
     Args:
       checkpoint: "best" (as evaluated during training), "latest", a step, "average:N" (the mean of the newest N)
         or "ema".
+    Returns: the `Run` of the family that its config names: `TranslationRun` …
     Raises: UserError when there is no run, or no such checkpoint.
     """
-    return Run(path, checkpoint)
+    from transformer_jax.analysis.translation import TranslationRun
+
+    runs = {"translation": TranslationRun}
+    directory = RunDirectory.open(path)
+    config = parse_config(directory.config)
+    return runs[config.family](directory, config, checkpoint)

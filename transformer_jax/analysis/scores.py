@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from transformer_jax.analysis.averaging import RECORD
-from transformer_jax.analysis.run import Run
+from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation.bleu import translation_scores
 from transformer_jax.run_directory import git_state, write_json, write_text
@@ -23,7 +23,7 @@ PACKAGES = ("jax", "flax", "numpy", "sacrebleu", "sentencepiece")
 
 
 def evaluate_run(
-    run: Run, sources: Sequence[str], references: Sequence[str], data: dict[str, Any], **decoding: Any
+    run: TranslationRun, sources: Sequence[str], references: Sequence[str], data: dict[str, Any], **decoding: Any
 ) -> dict[str, Any]:
     """Translates sources, scores them, and writes ``scores/NAME.json`` and ``translations/NAME.txt`` in the run.
 
@@ -75,7 +75,7 @@ def _digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def reference_perplexity(run: Run, sources: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def reference_perplexity(run: TranslationRun, sources: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """Perplexity per target token, ends of sentence included; pairs too long to be scored whole are counted."""
     limit = run.config.decoding.max_source_length
     encoded = zip(

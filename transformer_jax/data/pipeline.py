@@ -1,16 +1,14 @@
-"""Endless training batches from a dataset: a pure function of (seed, epoch, batch), resumable at any batch.
-
-Also the batches of an evaluation split, and the report of what was made of the data.
+"""Batches of sentence pairs: those of the training split, those of an evaluation split, and the report of what was
+made of the data.
 """
 
-import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import grain
 import numpy as np
 
+from transformer_jax.data.batches import ArraySpec, Batch, Batches, BatchSpec, EvaluationBatch
 from transformer_jax.data.bucketing import (
     BatchingConfig,
     PlannedBatch,
@@ -24,14 +22,12 @@ from transformer_jax.data.encoded import EncodedPairs, cached_pairs, encode_pair
 from transformer_jax.data.tokenizers import UNK, TokenizerPair
 from transformer_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]  # {"source": int32[B, S], "target": int32[B, T]}
-START = {"epoch": 0, "batch": 0}
 HEADROOM = 1.1  # with subword sampling, how much longer than the longest seen example the largest shape is
 STATISTICS = 100_000  # with subword sampling, most examples sampled to choose the shapes
 _ORDER, _SAMPLING, _SHAPES = range(3)  # what random numbers are for; mixed into every seed
 
 
-class Epoch:
+class PairEpoch:
     """One pass over the training split: its tokens, and its batches in order."""
 
     def __init__(self, pairs: EncodedPairs, shapes: list[Shape], config: BatchingConfig, rng: np.random.Generator):
@@ -49,7 +45,7 @@ class Epoch:
         return len(self.plan)
 
     def batch(self, index: int, shard_index: int, shard_count: int) -> Batch:
-        """B / shard_count rows of batch `index`: the shards, one after another, are the whole batch."""
+        """As `Epoch.batch`: {"source": int32[B, S], "target": int32[B, T]}."""
         shape, examples = self.plan[index]
         rows = shape.rows // shard_count
         return _assemble(self.pairs, Shape(rows, *shape[1:]), examples[shard_index * rows :][:rows])
@@ -62,8 +58,8 @@ def _assemble(pairs: EncodedPairs, shape: Shape, examples: np.ndarray) -> Batch:
     }
 
 
-class Pipeline:
-    """The training split as batches of a few shapes.
+class Pipeline(Batches):
+    """The training split of sentence pairs as batches of a few shapes.
 
     Every epoch holds each example exactly once (but for dropped ones), in new company and order. With
     subword sampling each epoch has its own tokens, and its batches are planned from these; the shapes stay.
@@ -77,6 +73,7 @@ class Pipeline:
       UserError: no example is left to train on.
     """
 
+    counted = "target"
     shapes: list[Shape]
     """All shapes that batches can have, at most `batching.num_shapes`; the last holds every example."""
 
@@ -87,8 +84,7 @@ class Pipeline:
             raise UserError(f"seed is {seed}: it must be 0 or more")
         self._tokenizers, self._batching, self._seed = tokenizers, batching, seed
         self._filters = {split: dict(counts) for split, counts in dataset.report.items()}
-        self._epochs: dict[int, Epoch] = {}
-        self._background: dict[int, threading.Thread] = {}
+        super().__init__()
         self._texts: tuple[Sequence[str], Sequence[str]] | None = None
         if tokenizers.config.sampling:
             self._texts = dataset.splits["train"].texts()
@@ -111,40 +107,25 @@ class Pipeline:
         largest = np.minimum(np.ceil(lengths.max(axis=0) * headroom), longest).astype(int)
         self.shapes = plan_shapes(lengths, (int(largest[0]), int(largest[1])), batching)
 
-    def epoch(self, index: int) -> Epoch:
-        """Epoch `index`, made on first use; the one after it is then made in the background."""
-        if index in self._background:
-            self._background.pop(index).join()
-        if index not in self._epochs:
-            self._make_epoch(index)
-        following = index + 1
-        if following not in self._epochs and following not in self._background:
-            # A daemon, so that a program that wants to end does not wait for it. Should it fail, then so does
-            # whoever asks for its epoch, in the lines above.
-            thread = threading.Thread(target=self._make_epoch, args=(following,), daemon=True)
-            self._background[following] = thread
-            thread.start()
-        for old in set(self._epochs) - {index, following}:
-            del self._epochs[old]
-        return self._epochs[index]
+    @property
+    def specs(self) -> list[BatchSpec]:
+        sides = lambda shape: {"source": (shape.rows, shape[1]), "target": (shape.rows, shape[2])}
+        return [{name: ArraySpec(size, "int32") for name, size in sides(shape).items()} for shape in self.shapes]
 
-    def _make_epoch(self, index: int) -> None:
+    def describe(self) -> str:
+        return format_report(self.report())
+
+    def make_epoch(self, index: int) -> PairEpoch:
         if self._texts:
             pairs = sample_pairs(self._texts, self._tokenizers, (self._seed, _SAMPLING, index))
         else:
             pairs = self._pairs
         rng = np.random.default_rng((self._seed, _ORDER, index))
-        self._epochs[index] = Epoch(pairs, self.shapes, self._batching, rng)
-
-    def iterator(
-        self, position: Mapping[str, int] = START, shard_index: int = 0, shard_count: int = 1
-    ) -> "BatchIterator":
-        """Batches from `position` on, for ever. See `BatchIterator`."""
-        return BatchIterator(self, position, shard_index, shard_count)
+        return PairEpoch(pairs, self.shapes, self._batching, rng)
 
     def report(self, epoch: int = 0) -> dict[str, Any]:
         """What the batches of an epoch are made of: counts, shapes, shares of padding and unknown tokens."""
-        made = self.epoch(epoch)
+        made: Any = self.epoch(epoch)
         used = Counter(shape for shape, _ in made.plan)
         cells = np.array([[s.rows * s.source_length * n, s.rows * s.target_length * n] for s, n in used.items()])
         tokens, cells = made.lengths.sum(axis=0), cells.sum(axis=0)
@@ -166,63 +147,6 @@ class Pipeline:
             "unknown": {"source": unknown[0], "target": unknown[1]},
             "filters": self._filters,
         }
-
-
-class BatchIterator(Iterator[Batch]):
-    """Endless batches, numpy int32, of which each process of a run can take its own rows.
-
-    `position` is that of the batch to come: given to `Pipeline.iterator`, it continues exactly there, with
-    any number of shards.
-
-    Raises:
-      UserError: the pipeline has no such position, or `shard_count` does not divide the rows of its batches.
-    """
-
-    def __init__(self, pipeline: Pipeline, position: Mapping[str, int], shard_index: int, shard_count: int):
-        if set(position) != set(START) or min(position.values()) < 0:
-            raise UserError(f"data position {dict(position)}: it must be like {START}, and not negative")
-        if any(shape.rows % shard_count for shape in pipeline.shapes):
-            raise UserError(
-                f"{shard_count} processes cannot share batches of {[s.rows for s in pipeline.shapes]} rows: "
-                f"set batching.rows_multiple to a multiple of {shard_count}"
-            )
-        self._pipeline, self._shard = pipeline, (shard_index, shard_count)
-        batches = len(pipeline.epoch(position["epoch"]))
-        if position["batch"] > batches:
-            raise UserError(
-                f"data position {dict(position)}: epoch {position['epoch']} has {batches} batches, so the "
-                "position was saved with another dataset, tokenizer, seed or batching"
-            )
-        self._open(position["epoch"], position["batch"])
-
-    def _open(self, epoch: int, batch: int) -> None:
-        made = self._pipeline.epoch(epoch)
-        if batch == len(made):
-            return self._open(epoch + 1, 0)
-        self._epoch, self._batch, self._batches = epoch, batch, len(made)
-        plan = grain.MapDataset.range(batch, len(made)).map(lambda index: made.batch(int(index), *self._shard))
-        # Everything is in memory: reading ahead in threads costs more than it saves.
-        self._rest = iter(plan.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
-
-    @property
-    def position(self) -> dict[str, int]:
-        """Where the next batch is: plain numbers, for a checkpoint."""
-        if self._batch == self._batches:
-            return {"epoch": self._epoch + 1, "batch": 0}
-        return {"epoch": self._epoch, "batch": self._batch}
-
-    def __next__(self) -> Batch:
-        if self._batch == self._batches:
-            self._open(self._epoch + 1, 0)
-        self._batch += 1
-        return next(self._rest)
-
-
-class EvaluationBatch(NamedTuple):
-    """A batch, and the index in its split of each row's example: int64[rows], -1 for padding rows."""
-
-    batch: Batch
-    examples: np.ndarray
 
 
 def validation_batches(

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,17 +20,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from transformer_jax.data.batches import Batches
 from transformer_jax.data.cache import cache_directory
-from transformer_jax.data.datasets import Dataset, load_dataset
-from transformer_jax.data.pipeline import START, Pipeline, format_report
-from transformer_jax.data.tokenizers import TokenizerPair, load_tokenizers, train_tokenizers
 from transformer_jax.errors import RunFailed, UserError
-from transformer_jax.experiment import EvaluationConfig, RunConfig, make_model, parse_config, plain
+from transformer_jax.experiment import EvaluationConfig, RunConfig, parse_config, plain
+from transformer_jax.families.family import Experiment
+from transformer_jax.families.registry import find_family
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import make_mesh, place_batch
 from transformer_jax.training import replay
 from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
-from transformer_jax.training.evaluators import TranslationEvaluator
 from transformer_jax.training.guard import GuardState
 from transformer_jax.training.initialization import adopt_tokenizer, initialize
 from transformer_jax.training.metric_writer import MetricWriter, read_metrics
@@ -40,8 +39,14 @@ from transformer_jax.training.progress import Progress
 from transformer_jax.training.resuming import safe_changes
 from transformer_jax.training.saved_steps import SavedSteps, to_stderr
 from transformer_jax.training.signals import StopRequests, Terminated
-from transformer_jax.training.step import TrainState, TrainStep, abstract_state, batch_shape, make_train_step
-from transformer_jax.training.tasks import Task, TranslationTask
+from transformer_jax.training.step import (
+    TrainState,
+    TrainStep,
+    abstract_batch,
+    abstract_state,
+    batch_kind,
+    make_train_step,
+)
 from transformer_jax.training.window import CompileCounter, Step, Window
 
 MADE_FIRST = ("config.json", "environment.json", "pinned.json", "initialization.json")
@@ -80,23 +85,8 @@ def train(mapping: Any, workdir: str | Path) -> Outcome:
                 _nothing_half_made(run, fresh),
             ):
                 enable_compilation_cache()
-                dataset = load_dataset(config.dataset)
-                if "validation" not in dataset.splits:
-                    raise UserError(
-                        f"{config.dataset.name} has no validation split, by which training is judged; it has "
-                        f"{', '.join(dataset.splits)}. With parallel_text, name its files in dataset.validation."
-                    )
-                run.pin("data", dataset.digest)
                 adopt_tokenizer(config.initialize, run)
-                tokenizers = _tokenizers(run, dataset, config)
-                run.pin("tokenizers", tokenizers.digest)
-                pipeline = Pipeline(dataset, tokenizers, config.batching, config.seed)
-                task = TranslationTask(make_model(config, tokenizers), config.task)
-
-                def make_evaluator() -> TranslationEvaluator:
-                    return TranslationEvaluator(config, task, mesh, dataset, tokenizers, pipeline.shapes)
-
-                return Trainer(config, run, mesh, pipeline, task, make_evaluator, stop).train()
+                return Trainer(config, run, mesh, find_family(config.family).prepare(config, run), stop).train()
         except Terminated:
             return Outcome(SavedSteps(Path(workdir) / "checkpoints").latest_step() or 0, finished=False)
 
@@ -119,42 +109,28 @@ def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
 def check_rows(config: RunConfig, mesh: Mesh) -> None:
     """Raises: UserError unless every batch splits evenly over devices and microbatches."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.training.accumulation
-    if config.batching.rows_multiple % parts:
+    key, rows = config.rows
+    if rows % parts:
         raise UserError(
-            f"batching.rows_multiple={config.batching.rows_multiple} does not divide over "
+            f"{key}={rows} does not divide over "
             f"mesh.data={mesh.shape['data']} * mesh.fsdp={mesh.shape['fsdp']} * training.accumulation="
             f"{config.training.accumulation}; set it to a multiple of {parts}."
         )
-
-
-def _tokenizers(run: RunDirectory, dataset: Dataset, config: RunConfig) -> TokenizerPair:
-    if run.tokenizer.is_dir():
-        return load_tokenizers(run.tokenizer)
-    tokenizers = train_tokenizers(dataset, config.tokenizer)
-    tokenizers.save(run.tokenizer)
-    return tokenizers
 
 
 class Trainer:
     """One run: its state on the devices, its place in the data, and all that is written of it."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        run: RunDirectory,
-        mesh: Mesh,
-        pipeline: Pipeline,
-        task: Task,
-        make_evaluator: Callable[[], Any],
-        stop: StopRequests,
+        self, config: RunConfig, run: RunDirectory, mesh: Mesh, experiment: Experiment, stop: StopRequests
     ) -> None:
-        self.config, self.run, self.mesh, self.pipeline, self.task = config, run, mesh, pipeline, task
-        self.make_evaluator, self.stop = make_evaluator, stop
+        self.config, self.run, self.mesh, self.experiment, self.stop = config, run, mesh, experiment, stop
+        self.task, self.batches = experiment.task, experiment.batches
         total, ema = config.training.total_steps, config.training.ema_decay
         self.optimizer = make_optimizer(config.optimizer, total)
-        self.shapes, self.create = abstract_state(task, self.optimizer, mesh, config.seed, ema=ema > 0)
+        self.shapes, self.create = abstract_state(self.task, self.optimizer, mesh, config.seed, ema=ema > 0)
         self.step = make_train_step(
-            task,
+            self.task,
             self.optimizer,
             learning_rate(config.optimizer, total),
             mesh,
@@ -168,7 +144,7 @@ class Trainer:
             run.checkpoints,
             config.checkpoints.keep_latest,
             config.checkpoints.keep_best,
-            best_mode="min" if config.evaluation.metric == "loss" else "max",
+            best_mode=config.evaluation.best_mode,
             best_metric=config.evaluation.metric,
         )
         self.rollbacks = 0
@@ -179,28 +155,30 @@ class Trainer:
         total, evaluation, compiles = self.config.training.total_steps, self.config.evaluation, CompileCounter()
         with self.checkpoints:
             found = self.checkpoints.restore_latest(self.shapes)
-            self.first, self.state, position = found if found else (0, self._start(), START)
+            self.first, self.state, position = found if found else (0, self._start(), None)
             if self.first >= total or (found and exhausted(_until(self.run.metrics, self.first), evaluation)):
                 return Outcome(self.first, finished=True)
-            self.number, self.iterator = self.first, self.pipeline.iterator(position)
+            self.number, self.iterator = self.first, self._data(position)
             with (
                 MetricWriter(self.run.path, resume_step=self.first if found else -1) as self.writer,
                 Progress(total, self.first) as self.progress,
             ):
                 parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.shapes.params))
-                self.progress.message(format_report(self.pipeline.report()))
+                self.progress.message(self.batches.describe())
                 self.progress.message(
                     f"parameters     {parameters:,} on {self.mesh.size} device(s), mesh {dict(self.mesh.shape)}"
                 )
                 if found:
                     self.progress.message(f"continuing     from step {self.first} of {total}")
                 begin = time.monotonic()
-                self.compiled = compile_shapes(self.step, self.shapes, self.mesh, self.pipeline)
+                self.compiled = compile_shapes(self.step, self.shapes, self.mesh, self.batches)
                 self.progress.message(
                     f"compiled       {len(self.compiled)} batch shapes in {time.monotonic() - begin:.1f} s"
                 )
-                self.evaluator = self.make_evaluator()
-                self.window = Window(self.writer, self.progress, self.config.training.log_every_steps, compiles)
+                self.evaluator = self.experiment.make_evaluator(self.mesh)
+                self.window = Window(
+                    self.writer, self.progress, self.config.training.log_every_steps, compiles, self.task
+                )
                 if found:
                     self._recall(self.first)
                 self.stop.finish_steps()
@@ -240,7 +218,7 @@ class Trainer:
     def _step(self) -> None:
         batch = next(self.iterator)
         placed = place_batch(self.mesh, batch)
-        step = self.compiled[batch["source"].shape, batch["target"].shape]
+        step = self.compiled[batch_kind(batch)]
         every = self.config.guard.replay_every_steps
         self.number += 1
         if every and self.number % every == 0:
@@ -250,7 +228,11 @@ class Trainer:
                 self._stop_irreproducible(before, placed, measured, different)
         else:
             self.state, measured = step(self.state, placed)
-        self.window.add(Step(self.number, batch, batch["target"].size, self.iterator.position, measured))
+        self.window.add(Step(self.number, batch, batch[self.batches.counted].size, self.iterator.position, measured))
+
+    def _data(self, position: Mapping[str, int] | None) -> Any:
+        """Batches from a position on, None being the first."""
+        return self.batches.iterator(position) if position else self.batches.iterator()
 
     def _start(self) -> TrainState:
         """The state of step 0."""
@@ -303,8 +285,8 @@ class Trainer:
             self._give_up(bad)
         self.checkpoints.discard_interim()
         found = self.checkpoints.restore_latest(self.shapes)
-        self.first, self.state, _ = found if found else (0, self._start(), START)
-        self.number, self.iterator = self.first, self.pipeline.iterator(bad.position)
+        self.first, self.state, _ = found if found else (0, self._start(), None)
+        self.number, self.iterator = self.first, self._data(bad.position)
         self.writer.rewind(self.first if found else -1)
         rollbacks = self.rollbacks + 1
         self.window.restore(self.checkpoints.metrics(self.first) if found else {})
@@ -343,23 +325,20 @@ class Trainer:
         )
 
 
-def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, pipeline: Pipeline) -> dict[Any, TrainStep]:
-    """The step compiled for every batch shape there can be, several at a time, so that none is compiled later."""
+def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, batches: Batches) -> dict[Any, TrainStep]:
+    """The step compiled for every kind of batch there can be, several at a time, so that none is compiled later."""
 
     def gradients(batch: Any) -> Any:
         return step.gradients.lower(shapes.params, batch, shapes.step).compile()
 
-    batches = [batch_shape(mesh, *shape) for shape in pipeline.shapes]
-    sums = jax.eval_shape(step.gradients, shapes.params, batches[0], shapes.step)[0]
+    kinds = [abstract_batch(mesh, spec) for spec in batches.specs]
+    sums = jax.eval_shape(step.gradients, shapes.params, kinds[0], shapes.step)[0]
     everywhere = shapes.step.sharding
     sums = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), sums)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         update = pool.submit(lambda: step.update.lower(shapes, sums, shapes.params).compile())
-        compiled = list(pool.map(gradients, batches))
-        return {
-            (batch["source"].shape, batch["target"].shape): TrainStep(one, update.result())
-            for batch, one in zip(batches, compiled, strict=True)
-        }
+        compiled = list(pool.map(gradients, kinds))
+        return {batch_kind(kind): TrainStep(one, update.result()) for kind, one in zip(kinds, compiled, strict=True)}
 
 
 def _until(metrics: Path, step: int) -> list[dict[str, Any]]:
@@ -369,6 +348,6 @@ def _until(metrics: Path, step: int) -> list[dict[str, Any]]:
 def exhausted(history: list[dict[str, Any]], evaluation: EvaluationConfig) -> bool:
     """Whether the last ``patience`` validation values of the metric brought no new best."""
     metric, patience = evaluation.metric, evaluation.patience
-    sign = -1 if metric == "loss" else 1
+    sign = -1 if evaluation.best_mode == "min" else 1
     values = [sign * row["value"] for row in history if row["split"] == "validation" and row["name"] == metric]
     return bool(patience) and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from transformer_jax.data.tokenizers import load_tokenizers
-from transformer_jax.experiment import make_model, parse_config
+from transformer_jax.experiment import parse_config
+from transformer_jax.families.registry import find_family
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import BATCH, make_mesh
 from transformer_jax.training.optimizers import learning_rate, make_optimizer
 from transformer_jax.training.replay import load_bundle, twice
 from transformer_jax.training.step import abstract_state, make_train_step
-from transformer_jax.training.tasks import TranslationTask
 
 SHOWN = 10
 
@@ -49,7 +48,7 @@ def reproduce(run: RunDirectory, number: int) -> Reproduction:
     """Makes step ``number`` again from its bundle. Raises: UserError when it is not there or damaged."""
     config = parse_config(run.config)
     mesh, training = make_mesh(config.mesh), config.training
-    task = TranslationTask(make_model(config, load_tokenizers(run.tokenizer)), config.task)
+    task = find_family(config.family).prepare(config, run).task
     optimizer = make_optimizer(config.optimizer, training.total_steps)
     shapes, _ = abstract_state(task, optimizer, mesh, config.seed, ema=training.ema_decay > 0)
     step = make_train_step(

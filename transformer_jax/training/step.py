@@ -1,6 +1,6 @@
 """The train state and the one pure step that every family trains with: ``step(state, batch) -> (state, metrics)``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transformer_jax.data.batches import BatchSpec
 from transformer_jax.models.layers import row_seeds
 from transformer_jax.sharding import BATCH, parameter_shardings, state_shardings
 from transformer_jax.training.guard import GuardConfig, GuardState, choose
@@ -159,8 +160,12 @@ def make_evaluation_step(task: Task) -> Callable[[Any, Batch], Sums]:
     return jax.jit(lambda params, batch: task.loss(params, batch, None)[1])
 
 
-def batch_shape(mesh: Mesh, rows: int, source: int, target: int) -> Batch:
-    """What a batch of a bucket looks like to the compiler."""
+def abstract_batch(mesh: Mesh, spec: BatchSpec) -> Batch:
+    """What a batch of this kind looks like to the compiler."""
     sharding = NamedSharding(mesh, BATCH)
-    shape = lambda length: jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding)
-    return {"source": shape(source), "target": shape(target)}
+    return {name: jax.ShapeDtypeStruct(*array, sharding=sharding) for name, array in spec.items()}
+
+
+def batch_kind(batch: Mapping[str, Any]) -> tuple:
+    """What tells apart the batches, or abstract batches, that need programs of their own."""
+    return tuple((name, batch[name].shape) for name in sorted(batch))

@@ -43,7 +43,14 @@ class Task(Protocol):
         ...
 
     def loss(self, params: Any, batch: Batch, seeds: Seeds) -> tuple[Array, Sums]:
-        """The summed loss of a batch, and sums that include ``tokens``, its count; seeds None: evaluation."""
+        """The summed loss of a batch, and sums, among them ``loss`` and ``tokens``, its count.
+
+        Seeds None: evaluation.
+        """
+        ...
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        """Metrics, ``loss`` among them, from sums over any number of batches."""
         ...
 
 
@@ -80,6 +87,9 @@ class TranslationTask:
         rows_loss = consistent_rows(c.label_smoothing, c.regularizer_weight, symmetric=c.regularizer == "r_drop")
         rows = (hidden(seeds), hidden(second, c.cutoff_rate if c.regularizer == "simcut" else 0.0))
         return in_chunks(rows_loss, c.loss_chunk)(rows, table, constants)
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        return summarise(sums)
 
 
 def summarise(sums: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,9 @@ import numpy as np
 
 from transformer_jax.training.metric_writer import MetricWriter
 from transformer_jax.training.progress import Progress
-from transformer_jax.training.tasks import summarise
+from transformer_jax.training.tasks import Task
+
+NO_SUMS = ("gradient_norm", "learning_rate", "skipped_steps", "skipped_in_a_row")
 
 
 class CompileCounter:
@@ -38,8 +40,11 @@ class Step:
 class Window:
     """Sums up steps and writes a line every so many. `latest` is the newest step whose metrics have been fetched."""
 
-    def __init__(self, writer: MetricWriter, progress: Progress, every: int, compiles: CompileCounter) -> None:
+    def __init__(
+        self, writer: MetricWriter, progress: Progress, every: int, compiles: CompileCounter, task: Task
+    ) -> None:
         self._writer, self._progress, self._every, self._compiles = writer, progress, every, compiles
+        self._task = task
         self._pending: Step | None = None
         self._shown: dict[str, float] = {}
         self._seconds, self._since = 0.0, time.monotonic()
@@ -47,7 +52,7 @@ class Window:
         self._reset()
 
     def _reset(self) -> None:
-        self._sums: dict[str, float] = {"loss": 0.0, "nll": 0.0, "tokens": 0.0}
+        self._sums: dict[str, float] = {}
         self._last: dict[str, float] = {}
         self._cells = self._steps = 0
         self._seconds = 0.0
@@ -70,14 +75,16 @@ class Window:
         if not self._steps:
             return {}
         counts = {"cells": self._cells, "steps": self._steps, "seconds": self._seconds}
-        return {f"window/{name}": float(value) for name, value in {**self._sums, **counts}.items()}
+        sums = {f"sums/{name}": value for name, value in self._sums.items()}
+        return {f"window/{name}": float(value) for name, value in {**sums, **counts}.items()}
 
     def restore(self, metrics: Mapping[str, float]) -> None:
         """Starts anew from the sums that `partial` gave, so that the next line is that of an uninterrupted run."""
         self._pending = self.latest = None
         self._reset()
         if "window/steps" in metrics:
-            self._sums = {name: metrics[f"window/{name}"] for name in self._sums}
+            start = "window/sums/"
+            self._sums = {name.removeprefix(start): v for name, v in metrics.items() if name.startswith(start)}
             self._cells, self._steps = int(metrics["window/cells"]), int(metrics["window/steps"])
             self._seconds = metrics["window/seconds"]
 
@@ -101,8 +108,9 @@ class Window:
                 f"gradient norm {values['gradient_norm']:.4g}"
             )
         else:
-            for name in self._sums:
-                self._sums[name] += values[name]
+            for name, value in values.items():
+                if name not in NO_SUMS:
+                    self._sums[name] = self._sums.get(name, 0.0) + value
             self._cells += step.cells
         if step.number % self._every == 0:
             self._write(step.number)
@@ -113,12 +121,13 @@ class Window:
         seconds = max(self._seconds, 1e-9)
         stats = jax.local_devices()[0].memory_stats() or {}
         memory = {"device_memory_bytes": float(stats["peak_bytes_in_use"])} if "peak_bytes_in_use" in stats else {}
-        all_skipped = not self._cells  # then there is no loss to speak of
+        means = self._task.summarise(self._sums) if self._sums else {"loss": np.nan}  # nan: all steps were skipped
+        tokens = self._sums.get("tokens", 0.0)
         line = {
-            **(dict.fromkeys(summarise(self._sums), np.nan) if all_skipped else summarise(self._sums)),
+            **means,
             **self._last,
-            "target_tokens_per_second": self._sums["tokens"] / seconds,
-            "padding": 1.0 - self._sums["tokens"] / max(self._cells, 1),
+            "target_tokens_per_second": tokens / seconds,
+            "padding": 1.0 - tokens / max(self._cells, 1),
             "step_seconds": seconds / self._steps,
             "compile_count": float(self._compiles.count),
             **memory,

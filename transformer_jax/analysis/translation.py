@@ -1,0 +1,85 @@
+"""A translation run, opened for use: its model, tokenizers, translations and scores."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transformer_jax.analysis.run import Run, decoding_mesh
+from transformer_jax.data.datasets import load_dataset
+from transformer_jax.data.parallel_text import read_pairs
+from transformer_jax.data.tokenizers import TokenizerPair, load_tokenizers
+from transformer_jax.decoding.scoring import Scorer
+from transformer_jax.decoding.translator import Translator
+from transformer_jax.errors import UserError
+from transformer_jax.families.translation import TranslationConfig, make_model
+from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, Params
+
+
+class TranslationRun(Run):
+    """What `load_run` gives for the family "translation"."""
+
+    config: TranslationConfig
+
+    @cached_property
+    def tokenizers(self) -> TokenizerPair:
+        return load_tokenizers(self.directory.tokenizer)
+
+    @cached_property
+    def model(self) -> EncoderDecoder:
+        """The unrolled model, whichever way it was trained; `params` fits it."""
+        model = make_model(self.config, self.tokenizers)
+        return EncoderDecoder(dataclasses.replace(model.config, scan_layers=False, remat="none"))
+
+    def translator(self, **overrides: Any) -> Translator:
+        """A translator with the run's decoding settings, changed by keyword: ``beam_size=1``, ``n_best=5`` …"""
+        fields = {f.name for f in dataclasses.fields(self.config.decoding)}
+        if unknown := sorted(set(overrides) - fields):
+            raise UserError(f"decoding has no setting {unknown[0]!r}; known: {sorted(fields)}.")
+        decoding = dataclasses.replace(self.config.decoding, **overrides)
+        return Translator(IncrementalDecoder(self.model), self.params, self.tokenizers, decoding, decoding_mesh())
+
+    @cached_property
+    def _translator(self) -> Translator:
+        return self.translator()
+
+    def translate(self, lines: Sequence[str]) -> list[str]:
+        """The best translation of each line."""
+        return self._translator.translate(list(lines))
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        def logits(params: Params, source: Any, target: Any) -> Any:
+            return self.model.apply({"params": params}, source, target)
+
+        decoding = self.config.decoding
+        return Scorer(logits, decoding.batch_size, decoding.max_source_length)
+
+    def token_log_probs(self, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[np.ndarray]:
+        """Natural log-probabilities float32[len(target) + 1] of the tokens of each target, then of its end."""
+        return self._scorer.score(self.params, sources, targets)
+
+    def score(self, sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+        """Natural log-probability float32[n] of each target given its source, end of sentence included."""
+        encoded = self.tokenizers.source.encode(list(sources)), self.tokenizers.target.encode(list(targets))
+        return np.asarray([tokens.sum() for tokens in self.token_log_probs(*encoded)], np.float32)
+
+    def evaluate(self, split: str, files: str | None, **settings: Any) -> tuple[dict[str, Any], str]:
+        """As `Run.evaluate`: BLEU and its companions. Files: "SOURCE,REFERENCE" or "PAIRS.tsv"."""
+        from transformer_jax.analysis.scores import evaluate_run, format_record
+
+        if files is not None:
+            pairs = list(read_pairs([Path(file) for file in files.split(",")]))
+            sources, references = [pair["source"] for pair in pairs], [pair["target"] for pair in pairs]
+            data = {"split": "files", "files": files}
+        else:
+            splits = load_dataset(self.config.dataset).splits
+            if split not in splits:
+                raise UserError(f"--split={split}: {self.config.dataset.name} has only {', '.join(splits)}.")
+            sources, references = splits[split].texts()
+            data = {"split": split, "dataset": self.config.dataset.name}
+        record = evaluate_run(self, sources, references, data, **settings)
+        return record, format_record(record)

@@ -1,0 +1,21 @@
+"""The families by their names in a config. Each is imported when it is asked for, and by nothing but this table."""
+
+from typing import TYPE_CHECKING
+
+from transformer_jax.config import suggest
+from transformer_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformer_jax.families.family import Family
+
+FAMILIES = ("translation",)
+
+
+def find_family(name: str) -> "Family":
+    """The family called ``name``. Raises: UserError, with the nearest name, when there is none."""
+    match name:
+        case "translation":
+            from transformer_jax.families.translation import TRANSLATION
+
+            return TRANSLATION
+    raise UserError(f"family is {name!r}, which there is not. {suggest(str(name), FAMILIES)}")
