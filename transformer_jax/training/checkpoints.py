@@ -10,9 +10,11 @@ Several processes write into the same folder, which all of them see; the first o
 
 import concurrent.futures
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import jax
 import numpy as np
@@ -28,7 +30,7 @@ EVALUATED = "evaluated"
 BATCH = "batch"
 """Another: the batch of a step that is to be reproduced."""
 WRITING = (OSError, ValueError, jax.errors.JaxRuntimeError)
-"""What Orbax and its storage raise when a file cannot be written."""
+"""What Orbax and its storage raise when a file cannot be written, among other things: see `_reason`."""
 
 
 class Checkpoints(SavedSteps):
@@ -89,14 +91,14 @@ class Checkpoints(SavedSteps):
         try:
             self._orbax.save(self._unfinished(step) / "state", args=ocp.args.PyTreeSave(state))
         except WRITING as error:
-            raise self._unwritable(step, error) from error
+            self._fail(step, error)
         self._pending = self._background.submit(self._finish, step)
 
     def _begin(self, step: int, facts: Mapping[str, Any]) -> None:
         try:
             super()._begin(step, facts)
         except OSError as error:
-            raise self._unwritable(step, error) from error
+            self._fail(step, error)
 
     def _finish(self, step: int) -> None:
         """In the background."""
@@ -105,14 +107,16 @@ class Checkpoints(SavedSteps):
             if jax.process_index() == 0:
                 self._seal(step)
         except WRITING as error:
-            raise self._unwritable(step, error) from error
+            self._fail(step, error)
 
-    def _unwritable(self, step: int, error: Exception) -> UserError:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0]
-        return UserError(
+    def _fail(self, step: int, error: Exception) -> NoReturn:
+        reason = _reason(error)
+        if reason is None:
+            raise error
+        raise UserError(
             f"Checkpoint {step} cannot be written to {self.directory}: {reason}. Make room or change the "
             "permissions and run the same command again: it continues from the last checkpoint."
-        )
+        ) from error
 
     def wait(self) -> None:
         """Returns when nothing is being written, by any process; raises what went wrong in the background."""
@@ -248,6 +252,14 @@ class Checkpoints(SavedSteps):
             folder / "state",
             args=ocp.args.PyTreeRestore(targets, restore_args=arguments, partial_restore=True),
         )
+
+
+def _reason(error: Exception) -> str | None:
+    """What the operating system had against a file; None if the error is something else."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else None
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
