@@ -16,11 +16,13 @@ MASKED = -1e9
 """Added to scores that must not be seen: finite, so that a row of padding alone stays free of NaN."""
 
 
-def split_heads(x: Array, weights: tuple[Array, Array | None]) -> Array:
-    """x[B, T, D] · kernel[D, H, K] + bias[H, K] -> [B, H, T, K]."""
-    kernel, bias = weights
-    y = jnp.einsum("btd,dhk->bhtk", x, kernel.astype(x.dtype))
-    return y if bias is None else y + bias[:, None].astype(x.dtype)
+def split_heads(x: Array, *weights: tuple[Array, Array | None]) -> list[Array]:
+    """x[B, T, D] · kernel[D, H, K] + bias[H, K] -> [B, H, T, K] for each of the weights, by one matrix product."""
+    kernels, biases = zip(*weights, strict=True)
+    # Stacked on an axis of their own, which no device splits.
+    y = jnp.einsum("btd,dnhk->btnhk", x, jnp.stack(kernels, 1).astype(x.dtype))
+    y = y if biases[0] is None else y + jnp.stack(biases).astype(x.dtype)
+    return [jnp.swapaxes(y[:, :, i], 1, 2) for i in range(len(weights))]
 
 
 class MultiHeadAttention(nn.Module):
@@ -44,12 +46,12 @@ class MultiHeadAttention(nn.Module):
 
     def query(self, x: Array, positions: Array | None = None) -> Array:
         """[B, T, D] -> [B, H, T, K]; rotated when ``positions`` int32[T] is given."""
-        q = split_heads(x, self.query_weights())
+        (q,) = split_heads(x, self.query_weights())
         return q if positions is None else rotary(q, positions)
 
     def keys_values(self, x: Array, positions: Array | None = None) -> tuple[Array, Array]:
         """[B, S, D] -> keys and values [B, G, S, K]; keys rotated when ``positions`` int32[S] is given."""
-        k, v = split_heads(x, self.key_weights()), split_heads(x, self.value_weights())
+        k, v = split_heads(x, self.key_weights(), self.value_weights())
         return (k if positions is None else rotary(k, positions)), v
 
     def attend(self, q: Array, k: Array, v: Array, bias: Array | None, seeds: Seeds = None) -> Array:
@@ -76,4 +78,10 @@ class MultiHeadAttention(nn.Module):
         self, x: Array, y: Array, bias: Array | None, positions: Array | None = None, seeds: Seeds = None
     ) -> Array:
         """Queries from x[B, T, D], keys and values from y[B, S, D]."""
-        return self.attend(self.query(x, positions), *self.keys_values(y, positions), bias, seeds)
+        if x is y and self.num_kv_heads == self.num_heads:
+            q, k, v = split_heads(x, self.query_weights(), self.key_weights(), self.value_weights())
+            if positions is not None:
+                q, k = rotary(q, positions), rotary(k, positions)
+        else:
+            q, (k, v) = self.query(x, positions), self.keys_values(y, positions)
+        return self.attend(q, k, v, bias, seeds)
