@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.survival.tiny_run import TOTAL_STEPS, contents, finish, start, write_data
-from transformer_jax.errors import UserError
+from transformer_jax.errors import RESUME, UserError
 from transformer_jax.training.metric_writer import read_metrics
 
 KILLS_A_RUN = 10
@@ -18,6 +18,7 @@ MOMENTS = ("starting", "training", "saving")
 LEAVE_SECONDS = 60.0
 """What the others of a killed process have to notice, and a run to save after SIGTERM."""
 GIVE_UP_SECONDS = 300.0
+ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,10 @@ def _kill_and_finish(run: Tortured, kills: int, rng: random.Random, wanted: dict
             run.kills.append(kill)
             print(f"{run.path.name}: {kill.number.name} while {kill.moment}, ended with {kill.statuses}", flush=True)
         statuses = finish(run.path, run.processes, log)
+        for _ in range(ATTEMPTS):
+            # A machine too busy for heartbeats kills on its own.
+            if any(statuses) and all(status in (0, RESUME) or status < 0 for status in statuses):
+                statuses = finish(run.path, run.processes, log)
     if any(statuses):
         run.problem = f"ended with {statuses}"
         return run
