@@ -96,6 +96,8 @@ def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
     """Bad input found before the first checkpoint of a new run leaves a directory that is no run."""
     try:
         yield
+    except RunFailed:  # the input was good enough to train with
+        raise
     except UserError:
         if fresh and run.is_held() and not run.checkpoints.exists():
             for entry in run.path.iterdir():
