@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: run test lint install lock clean
+.PHONY: run test torture lint install lock clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -20,6 +20,9 @@ run: $(STAMP)  ## train, evaluate, translate and plot on the embedded dataset
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto tests
+
+torture: $(STAMP)  ## kill runs at random moments and damage their checkpoints; see docs/survival.md
+	$(BIN)/python experiments/torture.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -31,6 +31,18 @@ def common() -> ConfigDict:
     config.training.ema_decay = 0.0
     config.training.log_every_steps = 50
 
+    config.guard = ConfigDict()
+    config.guard.explosion_factor = 50.0  # times the running mean of the gradient norm; 0: only what is not finite
+    config.guard.rollback_after = 5
+    config.guard.max_rollbacks = 3
+    config.guard.replay_every_steps = 0
+
+    config.initialize = ConfigDict()
+    config.initialize.run = ""  # a run directory whose parameters this one starts from
+    config.initialize.checkpoint = "best"
+    config.initialize.parameters = ("*",)  # patterns of paths: ("encoder/*",)
+    config.initialize.tokenizer = True  # take that run's tokenizers too
+
     config.checkpoints = ConfigDict()
     config.checkpoints.every_steps = 1000
     config.checkpoints.keep_latest = 8

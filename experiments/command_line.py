@@ -30,9 +30,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from transformer_jax.config import suggest
-from transformer_jax.errors import UserError
+from transformer_jax.errors import RESUME, UserError
 
-INTERRUPTED = 75  # exit status EX_TEMPFAIL: saved, run the same command again
+INTERRUPTED = RESUME
 OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<value>.*))?$", re.DOTALL)
 
 
@@ -120,7 +120,7 @@ def run_main(
 ) -> None:
     """Parses the command line, calls main with the positional arguments, and exits with its status.
 
-    Exit status: main's own (None is 0), 2 after a UserError, 130 after Ctrl-C.
+    Exit status: main's own (None is 0), that of a UserError (2, or 3 for a run that cannot go on), 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h", "-help"} & set(words):
@@ -130,7 +130,7 @@ def run_main(
         sys.exit(main(parse(words, positional)))
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)

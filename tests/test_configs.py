@@ -95,7 +95,9 @@ def test_the_papers_models_take_a_step(variant):
     optimizer = make_optimizer(config.optimizer, config.training.total_steps)
     shapes, create = abstract_state(task, optimizer, mesh, config.seed, ema=False)
     rate = learning_rate(config.optimizer, config.training.total_steps)
-    step = make_train_step(task, optimizer, rate, mesh, shapes, seed=1, accumulation=1, ema_decay=0.0)
+    step = make_train_step(
+        task, optimizer, rate, mesh, shapes, seed=1, accumulation=1, ema_decay=0.0, guard=config.guard
+    )
     rows = 2 * mesh.size
     spec = {"source": ArraySpec((rows, 5), "int32"), "target": ArraySpec((rows, 6), "int32")}
     after, metrics = jax.eval_shape(step, shapes, abstract_batch(mesh, spec))

@@ -20,6 +20,8 @@ ALLOWED: dict[str, set[str]] = {
     "decoding": {"errors", "models", "sharding", "data/tokenizers"},
     "training": {"errors", "config", "run_directory", "models", "sharding", "data"},
     "training/loop": {"errors", "run_directory", "sharding", "data", "training", "experiment", "families"},
+    "training/resuming": {"run_directory", "training", "experiment"},
+    "training/reproduction": {"run_directory", "sharding", "training", "experiment", "families"},
     "experiment": {"errors", "config", "sharding", "training", "families/registry"},
     "families": {
         "errors",

@@ -80,9 +80,8 @@ def test_another_experiment_is_refused_by_key_and_left_alone(tmp_path):
     start(tmp_path).close()  # the refused attempt holds no lock
 
 
-def test_safe_keys_are_whole_names_or_sections(monkeypatch):
-    monkeypatch.setattr(run_directory, "SAFE_TO_CHANGE", ("training.total_steps", "logging."))
-    safe = run_directory._is_safe
+def test_safe_keys_are_whole_names_or_sections():
+    safe = lambda key: run_directory._is_safe(key, ("training.total_steps", "logging."))
     assert safe("training.total_steps")
     assert safe("logging.every")
     assert not safe("training.total_steps_more")
@@ -159,6 +158,44 @@ def test_write_json_replaces_whole_files(tmp_path):
     with pytest.raises(UserError, match="JSON"):
         write_json(tmp_path / "scores" / "a.json", float("nan"))
     assert [file.name for file in (tmp_path / "scores").iterdir()] == ["a.json"]
+
+
+def test_a_run_notices_that_its_directory_was_taken_away(tmp_path):
+    with start(tmp_path / "run") as run:
+        run.check_held()
+        run.path.rename(tmp_path / "moved")
+        with pytest.raises(UserError, match="removed or replaced while this run"):
+            run.check_held()
+        with start(tmp_path / "run"), pytest.raises(UserError, match="removed or replaced"):
+            run.check_held()  # another run is there now
+    RunDirectory.open(tmp_path / "moved").check_held()  # a reader holds nothing
+
+
+def test_what_a_run_was_started_with_stays(tmp_path):
+    with start(tmp_path) as run:
+        run.pin("data", "a" * 64)
+        run.pin("tokenizers", "b" * 64)
+        run.pin("data", "a" * 64)
+    with start(tmp_path) as run, pytest.raises(UserError, match=r"The data of .* was aaaaaaaaaaaa, now it is cccc"):
+        run.pin("data", "c" * 64)
+
+
+def test_names_of_outputs_stay_inside_the_run(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    with start(tmp_path / "run") as run:
+        assert run.inside("scores/a.json") == tmp_path / "run" / "scores" / "a.json"
+        (run.path / "link").symlink_to(tmp_path / "elsewhere")
+        for name in ("../a", "scores/../../a", "/etc/passwd", "link/a", ".", ""):
+            with pytest.raises(UserError, match="lies outside the run directory"):
+                run.inside(name)
+
+
+def test_the_caller_may_name_more_that_is_safe(tmp_path):
+    start(tmp_path).close()
+    changed = {**CONFIG, "seed": 2}
+    with pytest.raises(UserError, match="another config"):
+        start(tmp_path, changed)
+    RunDirectory.create_or_resume(tmp_path, changed, devices=[], safe=("seed",)).close()
 
 
 def test_git_state(tmp_path):

@@ -9,6 +9,8 @@ from transformer_jax.errors import UserError
 from transformer_jax.families.registry import FAMILIES, find_family
 from transformer_jax.sharding import MeshConfig
 from transformer_jax.training.checkpoints import EVALUATED
+from transformer_jax.training.guard import GuardConfig
+from transformer_jax.training.initialization import InitializeConfig
 from transformer_jax.training.optimizers import OptimizerConfig
 
 LOWER_IS_BETTER = ("loss", "nll", "perplexity", "bits_per_byte")
@@ -75,6 +77,8 @@ class RunConfig:
     seed: int
     optimizer: OptimizerConfig
     training: TrainingConfig
+    guard: GuardConfig
+    initialize: InitializeConfig
     checkpoints: CheckpointConfig
     evaluation: EvaluationConfig
     mesh: MeshConfig

@@ -17,8 +17,20 @@ from typing import IO, Any, Self
 from transformer_jax.config import differences
 from transformer_jax.errors import UserError
 
-# Keys, or sections ending in a dot, that a resumed run may change: none of them alters a step that was taken.
-SAFE_TO_CHANGE: tuple[str, ...] = ("training.log_every_steps", "checkpoints.", "evaluation.", "decoding.")
+# Keys, or sections ending in a dot, that a resumed run may change: none of them alters a step that was taken, but for
+# the rounding of other devices and other portions.
+SAFE_TO_CHANGE: tuple[str, ...] = (
+    "training.log_every_steps",
+    "checkpoints.",
+    "evaluation.",
+    "decoding.",
+    "guard.",
+    "mesh.",
+    "training.accumulation",
+    "task.loss_chunk",
+    "model.remat",
+    "dataset.path",  # the text itself is compared when the run continues
+)
 
 LOCK = ".lock"
 
@@ -35,11 +47,18 @@ class RunDirectory:
         self._lock = lock
 
     @classmethod
-    def create_or_resume(cls, path: str | Path, config: dict[str, Any], devices: Sequence[str] | None = None) -> Self:
+    def create_or_resume(
+        cls,
+        path: str | Path,
+        config: dict[str, Any],
+        devices: Sequence[str] | None = None,
+        safe: Sequence[str] = (),
+    ) -> Self:
         """Starts a run in an empty or new directory, or continues the run of the same config that is there.
 
         Args:
           config: the resolved config, data only (dicts, lists, strings, numbers, None).
+          safe: keys that may differ from those of the run that is there, besides SAFE_TO_CHANGE.
           devices: what environment.json lists; default the kinds of jax.devices().
 
         Raises:
@@ -52,7 +71,7 @@ class RunDirectory:
         try:
             run = cls(path, lock)
             if run._is_run():
-                changed = run._check_same_experiment(json.loads(text))
+                changed = run._check_same_experiment(json.loads(text), safe)
             else:
                 _refuse_other_contents(path)
                 changed = []
@@ -107,6 +126,50 @@ class RunDirectory:
     def translations(self) -> Path:
         return self.path / "translations"
 
+    @property
+    def replay(self) -> Path:
+        return self.path / "replay"
+
+    def inside(self, name: str) -> Path:
+        """The path of an output with a name from a config or a command line.
+
+        Raises: UserError when it would lie outside the run directory, also by way of a link.
+        """
+        path = (self.path / name).resolve()
+        if not path.is_relative_to(self.path.resolve()) or path == self.path.resolve():
+            raise UserError(f"{name!r} lies outside the run directory {self.path}; give a name within it.")
+        return path
+
+    def pin(self, name: str, value: str) -> None:
+        """Records what must never change in this run, in pinned.json; from then on it is compared.
+
+        Raises: UserError when it is not what it was.
+        """
+        file = self.path / "pinned.json"
+        pinned = _read_json(file) if file.exists() else {}
+        if name not in pinned:
+            write_json(file, {**pinned, name: value})
+        elif pinned[name] != value:
+            raise UserError(
+                f"The {name} of {self.path} changed since it was started: its digest was {pinned[name][:12]}, now it "
+                f"is {value[:12]}. Put back what was there, or use another --workdir."
+            )
+
+    def is_held(self) -> bool:
+        """Whether the directory at the path is still the one that this process took."""
+        try:
+            return self._lock is not None and os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self.path / LOCK))
+        except OSError:
+            return False
+
+    def check_held(self) -> None:
+        """Raises: UserError when the directory that this process took has been removed, moved or replaced."""
+        if self._lock is not None and not self.is_held():
+            raise UserError(
+                f"The run directory {self.path} was removed or replaced while this run was using it. Nothing more "
+                "is written; put it back and run the same command again, or choose another --workdir."
+            )
+
     def close(self) -> None:
         """Lets another process continue the run."""
         if self._lock is not None:
@@ -122,10 +185,10 @@ class RunDirectory:
     def _is_run(self) -> bool:
         return (self.path / "config.json").is_file()
 
-    def _check_same_experiment(self, config: dict[str, Any]) -> list[str]:
+    def _check_same_experiment(self, config: dict[str, Any], safe: Sequence[str]) -> list[str]:
         """Returns the differences that are safe; raises for the others."""
         changes = differences(self.config, config)
-        unsafe = [line for line in changes if not _is_safe(line.split(":")[0])]
+        unsafe = [line for line in changes if not _is_safe(line.split(":")[0], (*SAFE_TO_CHANGE, *safe))]
         if unsafe:
             more = f"\n  and {len(unsafe) - 10} more" if len(unsafe) > 10 else ""
             raise UserError(
@@ -190,8 +253,8 @@ def git_state(checkout: Path) -> dict[str, Any] | None:
         return None
 
 
-def _is_safe(key: str) -> bool:
-    return any(key == safe or (safe.endswith(".") and key.startswith(safe)) for safe in SAFE_TO_CHANGE)
+def _is_safe(key: str, allowed: Sequence[str]) -> bool:
+    return any(key == safe or (safe.endswith(".") and key.startswith(safe)) for safe in allowed)
 
 
 def _make_writable(path: Path) -> Path:

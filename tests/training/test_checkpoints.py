@@ -18,7 +18,8 @@ import optax
 import pytest
 
 from transformer_jax.errors import UserError
-from transformer_jax.training.checkpoints import CheckpointDamaged, Checkpoints
+from transformer_jax.training.checkpoints import Checkpoints
+from transformer_jax.training.digests import CheckpointDamaged
 
 
 @flax.struct.dataclass
@@ -49,6 +50,17 @@ def assert_same(a: Any, b: Any) -> None:
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def spoil(file: Path, damage: str) -> None:
+    content = bytearray(file.read_bytes())
+    if damage == "remove":
+        file.unlink()
+    elif damage == "truncate":
+        file.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +133,9 @@ def test_which_checkpoints_stay(tmp_path):
         assert checkpoints.steps() == [5, 7]
         assert checkpoints.best_step() == 5
         (tmp_path / "b" / "5" / "step.json").write_text("{")
-        assert checkpoints.best_step() == 7
-        with pytest.raises(CheckpointDamaged, match=r"step.json cannot be read"):
-            checkpoints.metrics(5)
+        for ask in (checkpoints.best_step, lambda: checkpoints.metrics(5)):
+            with pytest.raises(CheckpointDamaged, match=r"5/step.json is not what was written"):
+                ask()
     with pytest.raises(UserError, match="name the metric"):
         Checkpoints(tmp_path, 1, keep_best=1)
     with pytest.raises(UserError, match="keep_latest=0"):
@@ -153,7 +165,7 @@ def test_failures_in_the_background_surface_at_the_next_call(tmp_path, monkeypat
         checkpoints.save(1, {"x": jnp.zeros(2)}, {}, {})
         checkpoints.wait()
         with monkeypatch.context() as patch:
-            patch.setattr("transformer_jax.training.checkpoints._digests", disk_full)
+            patch.setattr("transformer_jax.training.digests.digests", disk_full)
             checkpoints.save(2, {"x": jnp.zeros(2)}, {}, {})
             with pytest.raises(UserError, match=r"Checkpoint 2 cannot be written.*No space left"):
                 checkpoints.wait()
@@ -173,20 +185,122 @@ def test_damage_to_any_file_is_named(saved, tmp_path, damage):
             shutil.rmtree(tmp_path / "copy", ignore_errors=True)
             shutil.copytree(saved, tmp_path / "copy")
             target = tmp_path / "copy" / file
-            content = bytearray(target.read_bytes())
-            if damage == "remove":
-                target.unlink()
-            elif damage == "truncate":
-                target.write_bytes(content[:-1])
-            else:
-                content[len(content) // 2] ^= 1
-                target.write_bytes(content)
+            spoil(target, damage)
             for restore in (lambda: checkpoints.restore(3, state), lambda: checkpoints.restore_parameters(3)):
                 with pytest.raises(CheckpointDamaged) as error:
                     restore()
                 assert error.value.step == 3
                 if file.name != "digests.json":  # damaged names in that file look like missing files
                     assert str(target) in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the steps 1, 2 and 3. Copy it before changing it."""
+    directory = tmp_path_factory.mktemp("three")
+    with Checkpoints(directory, keep_latest=3) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, make_state(step), {"epoch": step}, {})
+    return directory
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_whatever_is_damaged_the_newest_good_one_is_used(three, tmp_path, damage):
+    """Each file in turn; the damaged checkpoint is named, and stays beside the others."""
+    files = [file.relative_to(three) for file in (three / "3").rglob("*") if file.is_file()]
+    for i, file in enumerate(files):
+        copy = shutil.copytree(three, tmp_path / str(i))
+        spoil(copy / file, damage)
+        told: list[str] = []
+        with Checkpoints(copy, report=told.append) as checkpoints:
+            step, state, position = checkpoints.restore_latest(abstract(make_state(0)))
+            assert (step, position, checkpoints.steps()) == (2, {"epoch": 2}, [1, 2])
+            assert_same(state, make_state(2))
+            assert len(told) == 1
+            assert "Checkpoint 3 is damaged: 3/" in told[0]
+            assert f"set aside as {copy}/damaged-3." in told[0]
+            checkpoints.save(3, make_state(4), {}, {})  # its number is free
+        assert (copy / "damaged-3").is_dir()
+
+
+def test_if_none_is_good_that_is_an_error_and_stays_one(three, tmp_path):
+    copy = shutil.copytree(three, tmp_path / "copy")
+    for step in (1, 2, 3):
+        (copy / str(step) / "digests.json").unlink()
+    for _ in range(2):
+        with (
+            Checkpoints(copy, report=print) as checkpoints,
+            pytest.raises(UserError, match="is good: damaged-1, damag"),
+        ):
+            checkpoints.restore_latest(make_state(0))
+    assert len(list(copy.iterdir())) == 3
+
+
+def test_a_second_damage_of_the_same_step_is_set_aside_beside_the_first(three, tmp_path):
+    copy = shutil.copytree(three, tmp_path / "copy")
+    shutil.copytree(copy / "3", copy / "damaged-3")
+    spoil(copy / "3" / "step.json", "flip")
+    with Checkpoints(copy, report=print) as checkpoints:
+        assert checkpoints.restore_latest(abstract(make_state(0)))[0] == 2
+    assert (copy / "damaged-3-2").is_dir()
+
+
+def test_damage_to_an_older_one_is_found_when_it_is_wanted_or_a_newer_one_is_saved(three, tmp_path):
+    copy, told = shutil.copytree(three, tmp_path / "copy"), []
+    spoil(next((copy / "2" / "state").rglob("manifest.ocdbt")), "flip")
+    with Checkpoints(copy, keep_latest=3, report=told.append) as checkpoints:
+        assert checkpoints.good(2) == [1, 3]
+        assert "Checkpoint 2 is damaged" in told.pop()
+        spoil(copy / "1" / "step.json", "flip")
+        checkpoints.save(4, make_state(4), {}, {})
+        checkpoints.wait()
+        assert "Checkpoint 1 is damaged: 1/step.json" in told.pop()
+        assert checkpoints.steps() == [3, 4]
+
+
+def test_what_was_saved_off_the_schedule_can_be_discarded(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=3) as checkpoints:
+        for step, interim in ((2, False), (4, False), (5, True)):
+            checkpoints.save(step, make_state(step), {}, {}, interim=interim)
+        checkpoints.wait()
+        assert checkpoints.good(9) == [2, 4]
+        checkpoints.discard_interim()
+        assert checkpoints.steps() == [2, 4]
+        checkpoints.discard_after(2)
+        assert checkpoints.steps() == [2]
+
+
+def test_a_removed_directory_is_not_made_again(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        checkpoints.save(1, make_state(1), {}, {})
+        checkpoints.wait()
+        shutil.rmtree(run)
+        with pytest.raises(UserError, match=r"Checkpoint 2 cannot be written.*No such file"):
+            checkpoints.save(2, make_state(2), {}, {})
+    assert not run.exists()
+
+
+def test_a_full_disk_is_named_and_leaves_no_checkpoint(tmp_path):
+    """A file system of 2 MB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        state = {"x": jax.random.normal(jax.random.key(0), (150_000,))}
+        with Checkpoints(disk / "checkpoints", keep_latest=9) as checkpoints:
+            save = lambda: [checkpoints.save(step, state, {}, {}) for step in range(1, 10)]
+            with pytest.raises(UserError, match=r"Checkpoint \d cannot be written to .*: No space left on device\."):
+                save()
+            found = checkpoints.steps()
+            assert found
+            for step in found:
+                checkpoints.restore(step, state)
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_name(saved):

@@ -1,6 +1,7 @@
 """The training loop in this process: it learns, stops, continues exactly, and knows when it is done."""
 
 import shutil
+import signal
 
 import pytest
 
@@ -28,20 +29,14 @@ def whole(data, tmp_path_factory):
 
 
 def stop_at(monkeypatch, step):
-    """Asks the loop to stop, as a signal would, when that step has been dispatched; None: never again."""
+    """Asks the loop to stop, by a signal, when that step has been dispatched."""
     monkeypatch.undo()
-    events = []
-    requests, add = loop.stop_requests, loop.Window.add
+    add = loop.Window.add
 
-    def stop_requests():
-        events.append(requests())
-        return events[-1]
-
-    def add_and_stop(window, number, *rest):
-        add(window, number, *rest)
-        if number == step:
-            # The handler that stop_requests installed is what a signal would call.
-            loop.signal.raise_signal(loop.signal.SIGTERM)
+    def add_and_stop(window, dispatched):
+        add(window, dispatched)
+        if dispatched.number == step:
+            signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(loop.Window, "add", add_and_stop)
 
@@ -70,9 +65,9 @@ def test_interruptions_change_nothing(data, whole, tmp_path, monkeypatch):
 
 
 def test_a_death_before_the_first_checkpoint_leaves_no_old_metrics(data, whole, tmp_path, monkeypatch):
-    def die(window, number, *rest):
-        add(window, number, *rest)
-        if number == 15:
+    def die(window, dispatched):
+        add(window, dispatched)
+        if dispatched.number == 15:
             raise SystemExit(9)
 
     add = loop.Window.add

@@ -98,3 +98,25 @@ def test_figures_are_files_and_tensorboard_images(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     tags = [value.tag for event in events(tmp_path) for value in event.summary.value]
     assert any("attention" in tag for tag in tags)
+
+
+def test_a_disk_that_cannot_be_written_is_a_clear_error_not_a_hang(tmp_path):
+    """/dev/full takes nothing; TensorBoard's own writer would wait for ever."""
+    writer = MetricWriter(tmp_path)
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    writer._file.close()
+    writer._file = open("/dev/full", "a")  # noqa: SIM115
+    with pytest.raises(UserError, match=r"metrics in .* cannot be written: No space left on device"):
+        writer.write(1, "train", {"loss": 1.0})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
+def test_going_back_drops_the_later_steps(tmp_path):
+    with MetricWriter(tmp_path, resume_step=-1) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, "train", {"loss": step})
+        writer.rewind(1)
+        writer.write(2, "train", {"loss": 9})
+    assert [(row["step"], row["value"]) for row in read_metrics(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 9.0)]
+    purges = [event.step for event in events(tmp_path) if event.session_log.status == 1]
+    assert purges == [0, 2]

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from tests.models.tiny import QUICK, random_parameters, run
-from tests.training.tiny_training import MESHES, make_batch, make_task
+from tests.training.tiny_training import GUARD, MESHES, make_batch, make_task
 from transformer_jax.models.layers import row_seeds
 from transformer_jax.training.losses import cross_entropy
 from transformer_jax.training.step import abstract_state, make_train_step, sums_and_gradients
@@ -72,7 +72,7 @@ def trained() -> dict[str, Any]:
     task, mesh, optimizer = make_task(), one_device_mesh(), optax.sgd(0.5)
     shapes, create = abstract_state(task, optimizer, mesh, seed=3, ema=True)
     schedule = lambda step: 0.5
-    step = make_train_step(task, optimizer, schedule, mesh, shapes, seed=3, accumulation=2, ema_decay=0.25)
+    step = make_train_step(task, optimizer, schedule, mesh, shapes, seed=3, accumulation=2, ema_decay=0.25, guard=GUARD)
     state, states, metrics = create(), [], []
     for i in range(4):
         states.append(jax.tree.map(np.asarray, state))  # the step donates its buffers

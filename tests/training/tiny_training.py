@@ -14,6 +14,7 @@ import numpy as np
 from tests.models.tiny import tiny_config
 from transformer_jax.models.transformer import EncoderDecoder
 from transformer_jax.sharding import place_batch
+from transformer_jax.training.guard import GuardConfig
 from transformer_jax.training.optimizers import OptimizerConfig, learning_rate, make_optimizer
 from transformer_jax.training.step import abstract_state, make_train_step
 from transformer_jax.training.tasks import TaskConfig, TranslationTask
@@ -30,6 +31,7 @@ ADAM = OptimizerConfig(
     weight_decay=0.0,
     clip_norm=1.0,
 )
+GUARD = GuardConfig(explosion_factor=50.0, rollback_after=3, max_rollbacks=1, replay_every_steps=0)
 MESHES = {
     "one device": (1, 1, 1),
     "data 4": (4, 1, 1),
@@ -80,6 +82,7 @@ def train(name: str, devices: int) -> dict[str, Any]:
         seed=0,
         accumulation=accumulation,
         ema_decay=0.5,
+        guard=GUARD,
     )
     state, losses = create(), []
     for i in range(3):

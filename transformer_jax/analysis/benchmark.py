@@ -82,6 +82,7 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
         seed=config.seed,
         accumulation=training.accumulation,
         ema_decay=training.ema_decay,
+        guard=config.guard,
     )
     prepared, compiles = time.monotonic(), _Compiles()
     compiled = compile_shapes(step, shapes, mesh, batches)

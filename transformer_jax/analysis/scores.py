@@ -66,9 +66,10 @@ def evaluate_run(
         "git": git_state(Path(__file__).resolve().parents[2]),
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    write_text(run.directory.translations / f"{name}.txt", "".join(f"{line}\n" for line in translations))
-    write_json(run.directory.scores / f"{name}.json", record)
-    return {**record, "file": str(run.directory.scores / f"{name}.json")}
+    write_text(run.directory.inside(f"translations/{name}.txt"), "".join(f"{line}\n" for line in translations))
+    file = run.directory.inside(f"scores/{name}.json")
+    write_json(file, record)
+    return {**record, "file": str(file)}
 
 
 def _digest(settings: dict[str, Any]) -> str:

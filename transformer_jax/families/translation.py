@@ -148,6 +148,9 @@ def prepare(config: TranslationConfig, run: RunDirectory | None) -> Experiment:
         tokenizers = train_tokenizers(dataset, config.tokenizer)
         if run is not None:
             tokenizers.save(run.tokenizer)
+    if run is not None:
+        run.pin("data", dataset.digest)
+        run.pin("tokenizers", tokenizers.digest)
     batches = Pipeline(dataset, tokenizers, config.batching, config.seed)
     task = TranslationTask(make_model(config, tokenizers), config.task)
     return Experiment(

@@ -3,88 +3,50 @@
     checkpoints/STEP/state/         the train state, written by Orbax, which is used here alone
     checkpoints/STEP/step.json      the data position, and the metrics that say which checkpoints are best
     checkpoints/STEP/digests.json   the SHA-256 of every other file
+    checkpoints/damaged-STEP/       one that was found not to be what was written
 
-A save is made in .unfinished-STEP and renamed once its digests are written, so a folder named STEP is whole.
+Several processes write into the same folder, which all of them see; the first one seals, names and removes.
 """
 
 import concurrent.futures
-import hashlib
-import json
 import math
-import shutil
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from transformer_jax.errors import UserError
+from transformer_jax.training.processes import fail_together, first_decides
+from transformer_jax.training.saved_steps import SavedSteps
 
 State = TypeVar("State")
-UNFINISHED, REMOVED = ".unfinished-", ".removed-"
 EVALUATED = "evaluated"
 """Part of a saved state that no training state has: the parameters that were evaluated, where they are others."""
+BATCH = "batch"
+"""Another: the batch of a step that is to be reproduced."""
+WRITING = (OSError, ValueError, jax.errors.JaxRuntimeError)
+"""What Orbax and its storage raise when a file cannot be written, among other things: see `_reason`."""
 
 
-class CheckpointDamaged(UserError):
-    """A checkpoint is not as it was written. `step` says which, `file` what is wrong in it."""
+class Checkpoints(SavedSteps):
+    """The checkpoints of a run: `SavedSteps`, with train states in them. Saving and restoring take all processes."""
 
-    def __init__(self, step: int, file: Path, problem: str) -> None:
-        super().__init__(
-            f"Checkpoint {step} is damaged: {file} {problem}. Move the checkpoint away to use another one."
-        )
-        self.step = step
-        self.file = file
-
-
-class Checkpoints:
-    """The checkpoints of a run. A reader needs only the directory; one writer at a time may save.
-
-    Args:
-      directory: where the folders STEP are; made at the first save.
-      keep_latest: the newest that many stay.
-      keep_best: so do that many with the best value of best_metric. NaN is never best.
-      best_mode: "max" if more is better, "min" if less is.
-      best_metric: a key of save's metrics.
-    """
-
-    def __init__(
-        self,
-        directory: str | Path,
-        keep_latest: int = 1,
-        keep_best: int = 0,
-        best_mode: Literal["max", "min"] = "max",
-        best_metric: str | None = None,
-    ) -> None:
-        if keep_latest < 1 or keep_best < 0 or (keep_best and not best_metric):
-            raise UserError(
-                f"keep_latest={keep_latest}, keep_best={keep_best}, best_metric={best_metric!r}: keep at "
-                "least the latest one, and name the metric where the best are kept."
-            )
-        self.directory = Path(directory).absolute()
-        self._keep_latest, self._keep_best = keep_latest, keep_best
-        self._best_sign, self._best_metric = {"max": 1, "min": -1}[best_mode], best_metric
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
-    def steps(self) -> list[int]:
-        """The finished checkpoints, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(entry.name) for entry in self.directory.iterdir() if entry.name.isdecimal())
-
-    def lasting(self) -> list[int]:
-        """Those of `steps` that were not saved as interim."""
-        return [step for step in self.steps() if not self._facts(step).get("interim")]
-
-    def latest_step(self) -> int | None:
-        return max(self.steps(), default=None)
-
     def best_step(self) -> int | None:
-        """The step with the best best_metric, the later of equals; None if none has a finite one."""
+        """The step with the best best_metric, the later of equals; None if none has a finite one.
+
+        Raises: CheckpointDamaged for one whose metric cannot be trusted.
+        """
         self.wait()
         return max(self._ranked(), default=(0.0, None))[1]
 
@@ -117,33 +79,54 @@ class Checkpoints:
           UserError: this save or the one before it cannot be written.
         """
         self.wait()
-        latest = self.latest_step()
-        if latest is not None and step <= latest:
-            raise ValueError(f"step {step} is not newer than the saved step {latest}")
         for path, leaf in _leaves(state).items():
             if not isinstance(leaf, (jax.Array, np.ndarray)):
                 raise TypeError(f"{path} in the state is a {type(leaf).__name__}, an array is wanted")
-        folder = self.directory / f"{UNFINISHED}{step}"
         facts = {
             "position": {name: int(value) for name, value in position.items()},
             "metrics": {k: float(v) if math.isfinite(v) else str(float(v)) for k, v in metrics.items()},
             "interim": interim,
         }
+        first_decides(lambda: self._begin(step, facts))
         try:
-            if jax.process_index() == 0:
-                self._remove_leftovers()
-                folder.mkdir(parents=True)
-                (folder / "step.json").write_text(json.dumps(facts, sort_keys=True))
-            self._orbax.save(folder / "state", args=ocp.args.PyTreeSave(state))
+            self._orbax.save(self._unfinished(step) / "state", args=ocp.args.PyTreeSave(state))
+        except WRITING as error:
+            self._fail(step, error)
+        self._pending = self._background.submit(self._finish, step)
+
+    def _begin(self, step: int, facts: Mapping[str, Any]) -> None:
+        try:
+            super()._begin(step, facts)
         except OSError as error:
-            raise self._unwritable(step, error) from error
-        self._pending = self._background.submit(self._finish, step, folder)
+            self._fail(step, error)
+
+    def _finish(self, step: int) -> None:
+        """In the background."""
+        try:
+            self._orbax.wait_until_finished()
+            if jax.process_index() == 0:
+                self._seal(step)
+        except WRITING as error:
+            self._fail(step, error)
+
+    def _fail(self, step: int, error: Exception) -> NoReturn:
+        reason = _reason(error)
+        if reason is None:
+            raise error
+        raise UserError(
+            f"Checkpoint {step} cannot be written to {self.directory}: {reason}. Make room or change the "
+            "permissions and run the same command again: it continues from the last checkpoint."
+        ) from error
 
     def wait(self) -> None:
-        """Returns when nothing is being written; raises what went wrong in the background."""
+        """Returns when nothing is being written, by any process; raises what went wrong in the background."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            pending.result()
+            try:
+                pending.result()
+            except UserError as error:
+                fail_together(error)
+            fail_together(None)
 
     def restore(self, step: int, abstract_state: State) -> tuple[State, dict[str, int]]:
         """Returns the state, bit for bit as saved, and the data position.
@@ -156,21 +139,40 @@ class Checkpoints:
           CheckpointDamaged: a file is missing or is not what was written.
           UserError: there is no such step, or its arrays are not those of abstract_state; names what differs.
         """
-        folder = self._verified(step)
-        stored = {k: v for k, v in _leaves(self._stored(folder)).items() if not k.startswith(f"{EVALUATED}/")}
-        differences = _compare(stored, _leaves(abstract_state))
-        if differences:
-            more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
-            raise UserError(
-                f"Checkpoint {folder} does not match this config's model and optimizer; use the config that "
-                "it was trained with. Different:\n  " + "\n  ".join(differences[:5]) + more
-            )
-        return self._read(folder, abstract_state), self._facts(step)["position"]
+        self.wait()
+        first_decides(lambda: self._verify(step))
+        return self._restore(step, abstract_state)
 
     def restore_latest(self, abstract_state: State) -> tuple[int, State, dict[str, int]] | None:
-        """Restores the newest checkpoint as (step, state, position); None if there is none at all."""
-        step = self.latest_step()
-        return None if step is None else (step, *self.restore(step, abstract_state))
+        """Restores the newest good checkpoint as (step, state, position); None if there never was one.
+
+        Damaged ones that are newer are reported and renamed to damaged-STEP.
+
+        Raises:
+          UserError: there are checkpoints, and none is good; or the good one is not of this config.
+        """
+        self.wait()
+        step = first_decides(self._newest_good)
+        return None if step is None else (step, *self._restore(step, abstract_state))
+
+    def discard_after(self, step: int) -> None:
+        """Removes the checkpoints newer than step."""
+        self.wait()
+        first_decides(lambda: self._remove_after(step))
+
+    def discard_interim(self) -> None:
+        """Removes the checkpoints newer than the last one that was saved to stay."""
+        self.wait()
+        first_decides(lambda: self._remove_after(max(self._whole(1), default=-1)))
+
+    def good(self, count: int) -> list[int]:
+        """The newest that many of the steps that were saved to stay and are whole; sets aside those that are not."""
+        self.wait()
+        return first_decides(lambda: self._whole(count))
+
+    def parts(self, step: int) -> list[str]:
+        """What `restore_parameters` can be asked for at the top."""
+        return [name for name, part in self._stored(self._folder(step)).items() if part is not None]
 
     def restore_parameters(self, step: int, path: str = "params") -> dict[str, Any]:
         """Returns one part of the state as nested dicts of arrays on this process's first device.
@@ -184,7 +186,9 @@ class Checkpoints:
         Raises:
           CheckpointDamaged, UserError: as restore; or nothing is at path.
         """
-        folder = self._verified(step)
+        self.wait()
+        first_decides(lambda: self._verify(step))
+        folder = self._folder(step)
         node = self._stored(folder)
         wanted: dict[str, Any] = {}
         inner = wanted
@@ -212,75 +216,20 @@ class Checkpoints:
             self._background.shutdown()
             self._orbax.close()
 
-    def _finish(self, step: int, folder: Path) -> None:
-        """Background: seals a save once Orbax has written it, and removes what need not be kept."""
-        try:
-            self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
-                (folder / "digests.json").write_text(json.dumps(_digests(folder), sort_keys=True))
-                folder.rename(self.directory / str(step))
-                self._remove_old()
-        except OSError as error:
-            raise self._unwritable(step, error) from error
-
-    def _remove_old(self) -> None:
-        keep = {*self.lasting()[-self._keep_latest :], *self.steps()[-1:]}
-        if self._keep_best:
-            keep |= {step for _, step in sorted(self._ranked())[-self._keep_best :]}
-        for step in set(self.steps()) - keep:
-            gone = self.directory / f"{REMOVED}{step}"
-            (self.directory / str(step)).rename(gone)  # at once: a reader never sees half a checkpoint
-            shutil.rmtree(gone)
-
-    def _remove_leftovers(self) -> None:
-        for pattern in (f"{UNFINISHED}*", f"{REMOVED}*"):
-            for folder in self.directory.glob(pattern):
-                shutil.rmtree(folder)
-
-    def _ranked(self) -> list[tuple[float, int]]:
-        ranked = []
-        for step in self.steps():
-            try:
-                facts = self._facts(step)
-                value = float(facts["metrics"].get(self._best_metric, math.nan))
-            except CheckpointDamaged:  # or just removed by the writer: restoring it says so, best it is not
-                continue
-            if math.isfinite(value) and not facts.get("interim"):
-                ranked.append((self._best_sign * value, step))
-        return ranked
-
-    def _facts(self, step: int) -> dict[str, Any]:
-        file = self._folder(step) / "step.json"
-        try:
-            return json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointDamaged(step, file, f"cannot be read ({error})") from error
-
-    def _folder(self, step: int) -> Path:
-        if step not in self.steps():
-            known = ", ".join(map(str, self.steps())) or "none"
-            raise UserError(f"There is no checkpoint of step {step} in {self.directory}. Steps there: {known}.")
-        return self.directory / str(step)
-
-    def _verified(self, step: int) -> Path:
-        self.wait()
+    def _restore(self, step: int, abstract_state: State) -> tuple[State, dict[str, int]]:
+        """Of a step that has been verified."""
         folder = self._folder(step)
-        record = folder / "digests.json"
-        try:
-            expected = json.loads(record.read_text())
-        except FileNotFoundError as error:
-            raise CheckpointDamaged(step, record, "is missing") from error
-        except (OSError, ValueError) as error:
-            raise CheckpointDamaged(step, record, f"cannot be read ({error})") from error
-        found = _digests(folder)
-        for name in sorted({*expected, *found}):
-            if name not in found:
-                raise CheckpointDamaged(step, folder / name, "is missing")
-            if name not in expected:
-                raise CheckpointDamaged(step, folder / name, "was not there when it was saved")
-            if found[name] != expected[name]:
-                raise CheckpointDamaged(step, folder / name, "is not what was written")
-        return folder
+        stored = _leaves(self._stored(folder))
+        differences = _compare(
+            {k: v for k, v in stored.items() if k.split("/")[0] not in (EVALUATED, BATCH)}, _leaves(abstract_state)
+        )
+        if differences:
+            more = f"\n  and {len(differences) - 5} more" if len(differences) > 5 else ""
+            raise UserError(
+                f"Checkpoint {folder} does not match this config's model and optimizer; use the config that "
+                "it was trained with. Different:\n  " + "\n  ".join(differences[:5]) + more
+            )
+        return self._read(folder, abstract_state), self._facts(step)["position"]
 
     def _stored(self, folder: Path) -> dict[str, Any]:
         """The saved tree, with shape and dtype at its leaves."""
@@ -304,21 +253,13 @@ class Checkpoints:
             args=ocp.args.PyTreeRestore(targets, restore_args=arguments, partial_restore=True),
         )
 
-    def _unwritable(self, step: int, error: OSError) -> UserError:
-        return UserError(
-            f"Checkpoint {step} cannot be written to {self.directory}: {error.strerror or error}. Make room "
-            "or change the permissions and run the same command again: it continues from the last checkpoint."
-        )
 
-
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 by relative path, of all files but the record itself."""
-    digests = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file != folder / "digests.json":
-            with file.open("rb") as stream:
-                digests[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+def _reason(error: Exception) -> str | None:
+    """What the operating system had against a file; None if the error is something else."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else None
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

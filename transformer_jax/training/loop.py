@@ -1,20 +1,19 @@
 """The training loop, the same for every family: evaluate → save → next batch → step.
 
-A run starts from the newest checkpoint in its directory, else from scratch. What is written at a step is a pure
-function of the config and the step, so an interrupted run ends where an uninterrupted one does.
+A run starts from the newest good checkpoint in its directory, else from the parameters of another run if its config
+names one, else from scratch. What is written at a step is a pure function of the config and the step, so an
+interrupted run ends where an uninterrupted one does.
 """
 
+import dataclasses
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -23,16 +22,23 @@ from jax.sharding import Mesh
 
 from transformer_jax.data.batches import Batches
 from transformer_jax.data.cache import cache_directory
-from transformer_jax.errors import UserError
+from transformer_jax.errors import RunFailed, UserError
 from transformer_jax.experiment import EvaluationConfig, RunConfig, parse_config, plain
 from transformer_jax.families.family import Experiment
 from transformer_jax.families.registry import find_family
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import make_mesh, place_batch
+from transformer_jax.training import replay
 from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
+from transformer_jax.training.guard import GuardState
+from transformer_jax.training.initialization import adopt_tokenizer, initialize
 from transformer_jax.training.metric_writer import MetricWriter, read_metrics
 from transformer_jax.training.optimizers import evaluation_parameters, learning_rate, make_optimizer
+from transformer_jax.training.processes import peers
 from transformer_jax.training.progress import Progress
+from transformer_jax.training.resuming import safe_changes
+from transformer_jax.training.saved_steps import SavedSteps, to_stderr
+from transformer_jax.training.signals import StopRequests, Terminated
 from transformer_jax.training.step import (
     TrainState,
     TrainStep,
@@ -41,7 +47,9 @@ from transformer_jax.training.step import (
     batch_kind,
     make_train_step,
 )
-from transformer_jax.training.tasks import Task
+from transformer_jax.training.window import CompileCounter, Step, Window
+
+MADE_FIRST = ("config.json", "environment.json", "pinned.json", "initialization.json")
 
 
 @dataclass(frozen=True)
@@ -63,15 +71,24 @@ def enable_compilation_cache() -> None:
 def train(mapping: Any, workdir: str | Path) -> Outcome:
     """Trains the experiment of a config in ``workdir``, or continues what stands there.
 
-    Raises: UserError for anything wrong with the config, the data or the directory, before work starts.
+    Raises: UserError for anything wrong with the config, the data or the directory, before work starts, and for a
+    disk that cannot be written; RunFailed when training cannot go on.
     """
     config = parse_config(mapping)
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
     fresh = not os.path.exists(Path(workdir) / "config.json")  # Path.exists raises without permission
-    with RunDirectory.create_or_resume(workdir, plain(mapping)) as run, _nothing_half_made(run, fresh):
-        enable_compilation_cache()
-        return _train(config, run, mesh, find_family(config.family).prepare(config, run))
+    with StopRequests() as stop, peers():
+        try:
+            with (
+                RunDirectory.create_or_resume(workdir, plain(mapping), safe=safe_changes(workdir, config)) as run,
+                _nothing_half_made(run, fresh),
+            ):
+                enable_compilation_cache()
+                adopt_tokenizer(config.initialize, run)
+                return Trainer(config, run, mesh, find_family(config.family).prepare(config, run), stop).train()
+        except Terminated:
+            return Outcome(SavedSteps(Path(workdir) / "checkpoints").latest_step() or 0, finished=False)
 
 
 @contextmanager
@@ -79,12 +96,14 @@ def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
     """Bad input found before the first checkpoint of a new run leaves a directory that is no run."""
     try:
         yield
+    except RunFailed:  # the input was good enough to train with
+        raise
     except UserError:
-        if fresh and not run.checkpoints.exists():
+        if fresh and run.is_held() and not run.checkpoints.exists():
             for entry in run.path.iterdir():
                 if entry == run.tokenizer:
                     shutil.rmtree(entry)
-                elif entry.name in ("config.json", "environment.json"):
+                elif entry.name in MADE_FIRST:
                     entry.unlink()
         raise
 
@@ -101,125 +120,211 @@ def check_rows(config: RunConfig, mesh: Mesh) -> None:
         )
 
 
-class CompileCounter:
-    """Counts the programs compiled, cached or not, since it was made."""
+class Trainer:
+    """One run: its state on the devices, its place in the data, and all that is written of it."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
-        self.count += event == "/jax/core/compile/backend_compile_duration"
-
-
-@contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or Ctrl-C sets; a second Ctrl-C leaves at once."""
-    stop = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _train(config: RunConfig, run: RunDirectory, mesh: Mesh, experiment: Experiment) -> Outcome:
-    training, evaluation = config.training, config.evaluation
-    task, batches = experiment.task, experiment.batches
-    total = training.total_steps
-    optimizer = make_optimizer(config.optimizer, total)
-    schedule = learning_rate(config.optimizer, total)
-    shapes, create = abstract_state(task, optimizer, mesh, config.seed, ema=training.ema_decay > 0)
-    compiles = CompileCounter()
-    with (
-        stop_requests() as stop,
-        Checkpoints(
+    def __init__(
+        self, config: RunConfig, run: RunDirectory, mesh: Mesh, experiment: Experiment, stop: StopRequests
+    ) -> None:
+        self.config, self.run, self.mesh, self.experiment, self.stop = config, run, mesh, experiment, stop
+        self.task, self.batches = experiment.task, experiment.batches
+        total, ema = config.training.total_steps, config.training.ema_decay
+        self.optimizer = make_optimizer(config.optimizer, total)
+        self.shapes, self.create = abstract_state(self.task, self.optimizer, mesh, config.seed, ema=ema > 0)
+        self.step = make_train_step(
+            self.task,
+            self.optimizer,
+            learning_rate(config.optimizer, total),
+            mesh,
+            self.shapes,
+            seed=config.seed,
+            accumulation=config.training.accumulation,
+            ema_decay=ema,
+            guard=config.guard,
+        )
+        self.checkpoints = Checkpoints(
             run.checkpoints,
             config.checkpoints.keep_latest,
             config.checkpoints.keep_best,
-            best_mode=evaluation.best_mode,
-            best_metric=evaluation.metric,
-        ) as checkpoints,
-    ):
-        found = checkpoints.restore_latest(shapes)
-        first, state, position = found if found else (0, create(), None)
-        if first >= total or (found and exhausted(_until(run.metrics, first), evaluation)):
-            return Outcome(first, finished=True)
-        iterator = batches.iterator(position) if position else batches.iterator()
-        with (
-            MetricWriter(run.path, resume_step=first if found else -1) as writer,
-            Progress(total, first) as progress,
-        ):
-            parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
-            progress.message(batches.describe())
-            progress.message(f"parameters     {parameters:,} on {mesh.size} device(s), mesh {dict(mesh.shape)}")
-            if found:
-                progress.message(f"continuing     from step {first} of {total}")
-            step = make_train_step(
-                task,
-                optimizer,
-                schedule,
-                mesh,
-                shapes,
-                seed=config.seed,
-                accumulation=training.accumulation,
-                ema_decay=training.ema_decay,
-            )
-            begin = time.monotonic()
-            compiled = compile_shapes(step, shapes, mesh, batches)
-            progress.message(f"compiled       {len(compiled)} batch shapes in {time.monotonic() - begin:.1f} s")
-            evaluator = experiment.make_evaluator(mesh)
+            best_mode=config.evaluation.best_mode,
+            best_metric=config.evaluation.metric,
+        )
+        self.rollbacks = 0
+        self.state: TrainState
 
-            def evaluate(number: int, params: Any) -> dict[str, float]:
-                metrics = dict(evaluator(params))
-                writer.write(number, "validation", metrics)
-                text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "seconds" not in name)
-                progress.message(f"step {number}: validation {text}")
-                return metrics
+    def train(self) -> Outcome:
+        """Continues from the newest good checkpoint, or starts; returns when the run is complete or asked to stop."""
+        total, evaluation, compiles = self.config.training.total_steps, self.config.evaluation, CompileCounter()
+        with self.checkpoints:
+            found = self.checkpoints.restore_latest(self.shapes)
+            self.first, self.state, position = found if found else (0, self._start(), None)
+            if self.first >= total or (found and exhausted(_until(self.run.metrics, self.first), evaluation)):
+                return Outcome(self.first, finished=True)
+            self.number, self.iterator = self.first, self._data(position)
+            with (
+                MetricWriter(self.run.path, resume_step=self.first if found else -1) as self.writer,
+                Progress(total, self.first) as self.progress,
+            ):
+                parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.shapes.params))
+                self.progress.message(self.batches.describe())
+                self.progress.message(
+                    f"parameters     {parameters:,} on {self.mesh.size} device(s), mesh {dict(self.mesh.shape)}"
+                )
+                if found:
+                    self.progress.message(f"continuing     from step {self.first} of {total}")
+                begin = time.monotonic()
+                self.compiled = compile_shapes(self.step, self.shapes, self.mesh, self.batches)
+                self.progress.message(
+                    f"compiled       {len(self.compiled)} batch shapes in {time.monotonic() - begin:.1f} s"
+                )
+                self.evaluator = self.experiment.make_evaluator(self.mesh)
+                self.window = Window(
+                    self.writer, self.progress, self.config.training.log_every_steps, compiles, self.task
+                )
+                if found:
+                    self._recall(self.first)
+                self.stop.finish_steps()
+                return self._loop()
 
-            window = Window(writer, progress, training.log_every_steps, compiles, task)
-            if found:
-                window.restore(checkpoints.metrics(first))
-            number = first
-            while True:
-                due = number > first and (number == total or number % evaluation.every_steps == 0)
-                planned = number == total or number % config.checkpoints.every_steps == 0
-                if due or planned:
-                    window.flush()
-                window.pause()
-                weights = _evaluation_weights(config, state, checkpoints) if due else state.params
-                metrics = evaluate(number, weights) if due else {}
-                early = due and exhausted(read_metrics(run.metrics), evaluation)
-                ending = number == total or early or stop.is_set()
-                if ending:
-                    window.flush()
-                if number > first and (ending or planned):
-                    own = weights is state.params or weights is state.ema_params
-                    saved = {**vars(state), **({} if own else {EVALUATED: weights})}
-                    facts = {**metrics, **window.partial()}
-                    checkpoints.save(number, saved, iterator.position, facts, interim=not (planned or early))
-                if ending:
-                    checkpoints.wait()
-                    if early:
-                        progress.message(
-                            f"stopped early: no better {evaluation.metric} in {evaluation.patience} evaluations"
-                        )
-                    return Outcome(number, finished=number == total or early)
-                window.resume()
-                batch = place_batch(mesh, next(iterator))
-                state, measured = compiled[batch_kind(batch)](state, batch)
-                number += 1
-                window.add(number, batch[batches.counted].size, measured)
+    def _loop(self) -> Outcome:
+        training, evaluation = self.config.training, self.config.evaluation
+        while True:
+            number = self.number
+            last, stopping = number == training.total_steps, self.stop.agreed()
+            due = number > self.first and (last or number % evaluation.every_steps == 0)
+            planned = last or number % self.config.checkpoints.every_steps == 0
+            if due or planned or stopping:
+                self.window.flush()
+            if number % training.log_every_steps == 0 or due or planned or stopping:
+                self.run.check_held()
+            if self.window.skipped_in_a_row >= self.config.guard.rollback_after:
+                self._roll_back()
+                continue
+            self.window.pause()
+            weights = self._evaluation_weights() if due else self.state.params
+            metrics = self._evaluate(weights) if due else {}
+            early = due and exhausted(read_metrics(self.run.metrics), evaluation)
+            ending = last or early or stopping
+            if number > self.first and (ending or planned):
+                self._save(metrics, weights, interim=not (planned or early))
+            if ending:
+                self.checkpoints.wait()
+                if early:
+                    self.progress.message(
+                        f"stopped early: no better {evaluation.metric} in {evaluation.patience} evaluations"
+                    )
+                return Outcome(number, finished=last or early)
+            self.window.resume()
+            self._step()
+
+    def _step(self) -> None:
+        batch = next(self.iterator)
+        placed = place_batch(self.mesh, batch)
+        step = self.compiled[batch_kind(batch)]
+        every = self.config.guard.replay_every_steps
+        self.number += 1
+        if every and self.number % every == 0:
+            before = self.state
+            self.state, measured, different = replay.twice(step, before, placed)
+            if different:
+                self._stop_irreproducible(before, placed, measured, different)
+        else:
+            self.state, measured = step(self.state, placed)
+        self.window.add(Step(self.number, batch, batch[self.batches.counted].size, self.iterator.position, measured))
+
+    def _data(self, position: Mapping[str, int] | None) -> Any:
+        """Batches from a position on, None being the first."""
+        return self.batches.iterator(position) if position else self.batches.iterator()
+
+    def _start(self) -> TrainState:
+        """The state of step 0."""
+        state: TrainState = self.create()
+        if self.config.initialize.run:
+            state, report = initialize(self.config.initialize, self.run, self.task, state, self.optimizer)
+            to_stderr(str(report))
+        return state
+
+    def _recall(self, step: int) -> None:
+        """Takes up what was known at a checkpoint."""
+        known = self.checkpoints.metrics(step)
+        self.window.restore(known)
+        self.rollbacks = int(known["rollbacks"])
+
+    def _evaluate(self, params: Any) -> dict[str, float]:
+        metrics = dict(self.evaluator(params))
+        self.writer.write(self.number, "validation", metrics)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "seconds" not in name)
+        self.progress.message(f"step {self.number}: validation {text}")
+        return metrics
+
+    def _save(self, metrics: Mapping[str, float], weights: Any, interim: bool) -> None:
+        """A state from amidst skipped steps is nothing to go back to, so it does not last either."""
+        own = weights is self.state.params or weights is self.state.ema_params
+        saved = {**vars(self.state), **({} if own else {EVALUATED: weights})}
+        facts = {**metrics, **self.window.partial(), "rollbacks": self.rollbacks}
+        interim = interim or self.window.skipped_in_a_row > 0
+        self.checkpoints.save(self.number, saved, self.iterator.position, facts, interim=interim)
+
+    def _evaluation_weights(self) -> Any:
+        config, state, checkpoints = self.config, self.state, self.checkpoints
+        if config.evaluation.weights == "ema":
+            return state.ema_params
+        params = evaluation_parameters(config.optimizer, state.opt_state, state.params)
+        if config.evaluation.weights == "average":
+            # Not what an interruption saved in between: the mean is the same as in a run without one.
+            earlier = checkpoints.good(config.evaluation.average - 1)
+            for step in earlier:
+                tree = checkpoints.restore_parameters(step)
+                params = jax.tree.map(lambda p, other: p + jax.device_put(np.asarray(other), p.sharding), params, tree)
+            params = jax.tree.map(lambda p: p / (len(earlier) + 1), params)
+        return params
+
+    def _roll_back(self) -> None:
+        """Back to the last good checkpoint, and on with the data after the steps that were skipped."""
+        bad = self.window.latest
+        assert bad is not None
+        if self.rollbacks == self.config.guard.max_rollbacks:
+            self._give_up(bad)
+        self.checkpoints.discard_interim()
+        found = self.checkpoints.restore_latest(self.shapes)
+        self.first, self.state, _ = found if found else (0, self._start(), None)
+        self.number, self.iterator = self.first, self._data(bad.position)
+        self.writer.rewind(self.first if found else -1)
+        rollbacks = self.rollbacks + 1
+        self.window.restore(self.checkpoints.metrics(self.first) if found else {})
+        self.rollbacks = rollbacks
+        self.writer.write(self.first, "train", {"rollbacks": rollbacks})
+        self.progress.message(
+            f"step {bad.number}: {self.config.guard.rollback_after} updates in a row were skipped; back to step "
+            f"{self.first}, and on with the data after them (rollback {rollbacks} of at most "
+            f"{self.config.guard.max_rollbacks})"
+        )
+
+    def _give_up(self, bad: Step) -> None:
+        # From the first of the skipped steps on the state has changed in its counters alone.
+        since = self.number - bad.number + 1
+        guard = self.state.guard
+        guard = GuardState(guard.average_norm, guard.skipped - since, guard.in_a_row - since)
+        before = dataclasses.replace(self.state, step=self.state.step - since, guard=guard)
+        command = replay.save_bundle(
+            self.run, bad.number, before, place_batch(self.mesh, bad.batch), bad.position, bad.metrics
+        )
+        raise RunFailed(
+            f"Step {bad.number}: {self.config.guard.rollback_after} updates in a row were skipped, after "
+            f"{self.rollbacks} rollbacks. Their loss or gradients are not finite, or explode: a lower "
+            "optimizer.peak_learning_rate, a longer warm-up or optimizer.clip_norm may help, in a new run. The step "
+            f"is kept; make it again with: {command}"
+        )
+
+    def _stop_irreproducible(self, before: TrainState, placed: Any, measured: Any, different: dict[str, int]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(measured).items()}
+        command = replay.save_bundle(self.run, self.number, before, placed, self.iterator.position, values)
+        worst = ", ".join(f"{path} ({count})" for path, count in list(different.items())[:5])
+        raise RunFailed(
+            f"Step {self.number} came out differently when it was made twice, in {len(different)} arrays (elements): "
+            f"{worst}. Suspect the memory or the processor of {jax.local_devices()[0]}, or a kernel that is not "
+            f"deterministic. The step is kept; make it again with: {command}"
+        )
 
 
 def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, batches: Batches) -> dict[Any, TrainStep]:
@@ -238,21 +343,6 @@ def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, batches: Bat
         return {batch_kind(kind): TrainStep(one, update.result()) for kind, one in zip(kinds, compiled, strict=True)}
 
 
-def _evaluation_weights(config: RunConfig, state: TrainState, checkpoints: Checkpoints) -> Any:
-    if config.evaluation.weights == "ema":
-        return state.ema_params
-    params = evaluation_parameters(config.optimizer, state.opt_state, state.params)
-    if config.evaluation.weights == "average":
-        checkpoints.wait()
-        # Not what an interruption saved in between: the mean is the same as in a run without one.
-        earlier = checkpoints.lasting()[-(config.evaluation.average - 1) :] if config.evaluation.average > 1 else []
-        for step in earlier:
-            tree = checkpoints.restore_parameters(step)
-            params = jax.tree.map(lambda p, other: p + jax.device_put(np.asarray(other), p.sharding), params, tree)
-        params = jax.tree.map(lambda p: p / (len(earlier) + 1), params)
-    return params
-
-
 def _until(metrics: Path, step: int) -> list[dict[str, Any]]:
     return [row for row in read_metrics(metrics) if row["step"] <= step]
 
@@ -263,86 +353,3 @@ def exhausted(history: list[dict[str, Any]], evaluation: EvaluationConfig) -> bo
     sign = -1 if evaluation.best_mode == "min" else 1
     values = [sign * row["value"] for row in history if row["split"] == "validation" and row["name"] == metric]
     return bool(patience) and len(values) > patience and max(values[-patience:]) <= max(values[:-patience])
-
-
-class Window:
-    """Metrics of the steps since the last log line; fetched a step late, so that the device never waits for Python."""
-
-    def __init__(
-        self, writer: MetricWriter, progress: Progress, every: int, compiles: CompileCounter, task: Task
-    ) -> None:
-        self._writer, self._progress, self._every, self._compiles = writer, progress, every, compiles
-        self._task = task
-        self._pending: tuple[int, dict[str, Any], int] | None = None
-        self._shown: dict[str, float] = {}
-        self._seconds, self._since = 0.0, time.monotonic()
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._last: dict[str, float] = {}
-        self._cells = self._steps = 0
-        self._seconds = 0.0
-
-    def pause(self) -> None:
-        """Stops the clock: evaluating and saving is no training time."""
-        self._seconds += time.monotonic() - self._since
-        self._since = time.monotonic()
-
-    def resume(self) -> None:
-        self._since = time.monotonic()
-
-    def partial(self) -> dict[str, float]:
-        """What has been summed up since the last line, for `restore` after an interruption."""
-        if not self._steps:
-            return {}
-        counts = {"cells": self._cells, "steps": self._steps, "seconds": self._seconds}
-        sums = {f"sums/{name}": value for name, value in self._sums.items()}
-        return {f"window/{name}": float(value) for name, value in {**sums, **counts}.items()}
-
-    def restore(self, metrics: Mapping[str, float]) -> None:
-        """Continues the sums that `partial` gave, so that the next line is that of an uninterrupted run."""
-        if "window/steps" in metrics:
-            start = "window/sums/"
-            self._sums = {name.removeprefix(start): v for name, v in metrics.items() if name.startswith(start)}
-            self._cells, self._steps = int(metrics["window/cells"]), int(metrics["window/steps"])
-            self._seconds = metrics["window/seconds"]
-
-    def add(self, step: int, cells: int, metrics: dict[str, Any]) -> None:
-        """Takes the metrics of a step that has been dispatched, and fetches those of the step before it.
-
-        ``cells``: positions of its batch, padding included.
-        """
-        self.flush()
-        self._pending = (step, metrics, cells)
-
-    def flush(self) -> None:
-        """Fetches what is pending, and writes a line when its step is a multiple of ``every``."""
-        if self._pending is None:
-            return
-        step, metrics, cells = self._pending
-        self._pending = None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self._last = {name: values.pop(name) for name in ("gradient_norm", "learning_rate")}
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._cells += cells
-        self._steps += 1
-        if step % self._every == 0:
-            self.pause()
-            seconds = max(self._seconds, 1e-9)
-            stats = jax.local_devices()[0].memory_stats() or {}
-            memory = {"device_memory_bytes": float(stats["peak_bytes_in_use"])} if "peak_bytes_in_use" in stats else {}
-            line = {
-                **self._task.summarise(self._sums),
-                **self._last,
-                "target_tokens_per_second": self._sums["tokens"] / seconds,
-                "padding": 1.0 - self._sums["tokens"] / self._cells,
-                "step_seconds": seconds / self._steps,
-                "compile_count": float(self._compiles.count),
-                **memory,
-            }
-            self._writer.write(step, "train", line)
-            self._shown = {"loss": line["loss"], "tokens/s": line["target_tokens_per_second"]}
-            self._reset()
-        self._progress.update(step, self._shown or {"loss": values["loss"] / max(values["tokens"], 1.0)})

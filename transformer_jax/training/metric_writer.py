@@ -2,11 +2,17 @@
 
 import json
 import math
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.utils import figure_to_image
 
 from transformer_jax.errors import UserError
 
@@ -24,43 +30,76 @@ class MetricWriter:
         scratch. So write all metrics of a step before its checkpoint is saved. None keeps everything.
 
     Raises:
-      UserError: metrics.jsonl has a line, other than a torn last one, that no MetricWriter wrote.
+      UserError: metrics.jsonl has a line, other than a torn last one, that no MetricWriter wrote; or, here and in
+        all methods, the disk is full or a file cannot be written.
     """
 
     def __init__(self, directory: str | Path, resume_step: int | None = None) -> None:
         self._directory = Path(directory)
-        self._directory.mkdir(parents=True, exist_ok=True)
+        with self._writing():
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._open(resume_step)
+
+    def _open(self, resume_step: int | None) -> None:
         path = self._directory / "metrics.jsonl"
-        if path.exists():
-            _rewrite(path, math.inf if resume_step is None else resume_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(self._directory), purge_step=None if resume_step is None else resume_step + 1)
+        with self._writing():
+            if path.exists():
+                _rewrite(path, math.inf if resume_step is None else resume_step)
+            self._file = path.open("a", encoding="utf-8")
+            # Not through SummaryWriter: its thread would die of a full disk, and its queue then block for ever.
+            suffix = f".{os.getpid()}.{len(list(self._directory.glob('events.*')))}"
+            self._events = EventsWriter(str(self._directory / "events"), suffix)
+            if resume_step is not None:
+                self._events.write_event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def rewind(self, step: int) -> None:
+        """Drops what was written of the steps after ``step``: they are about to be written again."""
+        self.close()
+        self._open(step)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Appends a line {"step", "split", "name", "value"} for each metric, and flushes the file.
+        """Appends a line {"step", "split", "name", "value"} for each metric, and flushes the files.
 
         JSON has no NaN and no infinity: such values are written as the strings "nan", "inf", "-inf".
         """
-        lines = []
+        lines, values = [], []
         for name, value in metrics.items():
             number = float(value)
             stored = number if math.isfinite(number) else str(number)
             lines.append(json.dumps({"step": int(step), "split": split, "name": name, "value": stored}) + "\n")
-            self._events.add_scalar(f"{split}/{name}", number, int(step))
-        self._file.write("".join(lines))
-        self._file.flush()
+            values.append(summary.Summary.Value(tag=f"{split}/{name}", simple_value=number))
+        with self._writing():
+            self._file.write("".join(lines))
+            self._file.flush()
+            self._events.write_event(
+                Event(step=int(step), wall_time=time.time(), summary=summary.Summary(value=values))
+            )
+            self._events.flush()
 
     def figure(self, step: int, name: str, figure: "Figure") -> Path:
         """Saves a figure as figures/NAME-STEP.png and shows it in TensorBoard; returns the file's path."""
         path = self._directory / "figures" / f"{name}-{int(step):08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, bbox_inches="tight")
-        self._events.add_figure(name, figure, int(step), close=False)
+        image = summary.image(name, figure_to_image(figure), dataformats="CHW")
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, bbox_inches="tight")
+            self._events.write_event(Event(step=int(step), wall_time=time.time(), summary=image))
         return path
 
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        with self._writing():
+            self._file.close()
+            self._events.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"The metrics in {self._directory} cannot be written: {error.strerror or error}. Make room or change "
+                "the permissions and run the same command again: it continues from the last checkpoint."
+            ) from error
 
     def __enter__(self) -> Self:
         return self

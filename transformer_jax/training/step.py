@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from transformer_jax.data.batches import BatchSpec
 from transformer_jax.models.layers import row_seeds
 from transformer_jax.sharding import BATCH, parameter_shardings, state_shardings
+from transformer_jax.training.guard import GuardConfig, GuardState, choose
 from transformer_jax.training.losses import Sums
 from transformer_jax.training.tasks import Batch, Task
 
@@ -29,6 +30,7 @@ class TrainState:
     params: Any
     opt_state: Any
     ema_params: Any
+    guard: GuardState
 
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, ema: bool) -> Any:
@@ -41,7 +43,7 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
     def create() -> TrainState:
         params = nn.unbox(task.init(rng))
         average = jax.tree.map(jnp.copy, params) if ema else None
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, GuardState.start())
 
     shapes = jax.eval_shape(create)
     parameters = parameter_shardings(mesh, jax.eval_shape(task.init, rng))
@@ -111,8 +113,12 @@ def make_train_step(
     seed: int,
     accumulation: int,
     ema_decay: float,
+    guard: GuardConfig,
 ) -> TrainStep:
-    """The jitted step for states like ``shapes`` (`abstract_state`), which stay where they lie."""
+    """The jitted step for states like ``shapes`` (`abstract_state`), which stay where they lie.
+
+    Where the guard refuses a step, the state keeps all but its counters.
+    """
     gradients_of = sums_and_gradients(task, mesh, accumulation)
 
     def gradients(params: Any, batch: Batch, step: Array) -> tuple[Sums, Any]:
@@ -122,7 +128,15 @@ def make_train_step(
 
     def update(state: TrainState, sums: Sums, gradients: Any) -> tuple[TrainState, dict[str, Array]]:
         gradients = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), gradients)
-        metrics = {**sums, "gradient_norm": optax.global_norm(gradients), "learning_rate": schedule(state.step)}
+        norm = optax.global_norm(gradients)
+        good, watched = guard.examine(state.guard, state.step, sums["loss"], norm)
+        metrics = {
+            **sums,
+            "gradient_norm": norm,
+            "learning_rate": schedule(state.step - state.guard.skipped),  # the optimizer counts its own steps
+            "skipped_steps": watched.skipped,
+            "skipped_in_a_row": watched.in_a_row,
+        }
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
@@ -130,7 +144,9 @@ def make_train_step(
             # The warm-up of the decay keeps the random start out of the average.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
-        return TrainState(state.step + 1, params, opt_state, average), metrics
+        old = state.params, state.opt_state, state.ema_params
+        params, opt_state, average = choose(good, (params, opt_state, average), old)
+        return TrainState(state.step + 1, params, opt_state, average, watched), metrics
 
     stay, everywhere = jax.tree.map(lambda s: s.sharding, shapes), NamedSharding(mesh, P())
     return TrainStep(

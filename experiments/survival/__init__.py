@@ -1,0 +1,1 @@
+"""Kills and damages that runs must survive, and what surviving costs."""
