@@ -5,6 +5,7 @@ function of the config and the step, so an interrupted run ends where an uninter
 """
 
 import os
+import platform
 import shutil
 import signal
 import threading
@@ -18,19 +19,21 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax.data.batches import Batches
+from transformer_jax.data.batches import START, Batches
 from transformer_jax.data.cache import cache_directory
+from transformer_jax.distributed import from_main, is_main, main_first
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import EvaluationConfig, RunConfig, parse_config, plain
 from transformer_jax.families.family import Experiment
 from transformer_jax.families.registry import find_family
 from transformer_jax.run_directory import RunDirectory
-from transformer_jax.sharding import make_mesh, place_batch
+from transformer_jax.sharding import make_mesh, own_blocks, place_batch
 from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
-from transformer_jax.training.metric_writer import MetricWriter, read_metrics
+from transformer_jax.training.metric_writer import MetricWriter, NoMetrics, read_metrics
 from transformer_jax.training.optimizers import evaluation_parameters, learning_rate, make_optimizer
 from transformer_jax.training.progress import Progress
 from transformer_jax.training.step import (
@@ -69,9 +72,24 @@ def train(mapping: Any, workdir: str | Path) -> Outcome:
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
     fresh = not os.path.exists(Path(workdir) / "config.json")  # Path.exists raises without permission
-    with RunDirectory.create_or_resume(workdir, plain(mapping)) as run, _nothing_half_made(run, fresh):
+    opened = main_first(
+        lambda: RunDirectory.create_or_resume(workdir, plain(mapping)), others=lambda: _open_shared(workdir)
+    )
+    with opened as run, _nothing_half_made(run, fresh):
         enable_compilation_cache()
-        return _train(config, run, mesh, find_family(config.family).prepare(config, run))
+        # The main process first: what it downloads, makes and caches, the others then find.
+        experiment = main_first(lambda: find_family(config.family).prepare(config, run))
+        return _train(config, run, mesh, experiment)
+
+
+def _open_shared(workdir: str | Path) -> RunDirectory:
+    try:
+        return RunDirectory.open(workdir)
+    except UserError as error:
+        raise UserError(
+            f"{workdir} is not there on {platform.node()}, although the main process made it: all processes of a run "
+            "need one directory, on a file system that they share."
+        ) from error
 
 
 @contextmanager
@@ -80,7 +98,7 @@ def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if fresh and not run.checkpoints.exists():
+        if fresh and is_main() and not run.checkpoints.exists():
             for entry in run.path.iterdir():
                 if entry == run.tokenizer:
                     shutil.rmtree(entry)
@@ -153,16 +171,18 @@ def _train(config: RunConfig, run: RunDirectory, mesh: Mesh, experiment: Experim
     ):
         found = checkpoints.restore_latest(shapes)
         first, state, position = found if found else (0, create(), None)
-        if first >= total or (found and exhausted(_until(run.metrics, first), evaluation)):
+        if first >= total or (found and from_main(lambda: exhausted(_until(run.metrics, first), evaluation))):
             return Outcome(first, finished=True)
-        iterator = batches.iterator(position) if position else batches.iterator()
+        iterator = batches.iterator(position or START, *own_blocks(mesh))
         with (
-            MetricWriter(run.path, resume_step=first if found else -1) as writer,
-            Progress(total, first) as progress,
+            MetricWriter(run.path, resume_step=first if found else -1) if is_main() else NoMetrics() as writer,
+            Progress(total, first, silent=not is_main()) as progress,
         ):
             parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params))
             progress.message(batches.describe())
-            progress.message(f"parameters     {parameters:,} on {mesh.size} device(s), mesh {dict(mesh.shape)}")
+            processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+            devices = f"{mesh.size} device(s){processes}, mesh {dict(mesh.shape)}"
+            progress.message(f"parameters     {parameters:,} on {devices}")
             if found:
                 progress.message(f"continuing     from step {first} of {total}")
             step = make_train_step(
@@ -199,7 +219,7 @@ def _train(config: RunConfig, run: RunDirectory, mesh: Mesh, experiment: Experim
                 window.pause()
                 weights = _evaluation_weights(config, state, checkpoints) if due else state.params
                 metrics = evaluate(number, weights) if due else {}
-                early = due and exhausted(read_metrics(run.metrics), evaluation)
+                early = due and from_main(lambda: exhausted(read_metrics(run.metrics), evaluation))
                 ending = number == total or early or stop.is_set()
                 if ending:
                     window.flush()
@@ -247,8 +267,8 @@ def _evaluation_weights(config: RunConfig, state: TrainState, checkpoints: Check
         # Not what an interruption saved in between: the mean is the same as in a run without one.
         earlier = checkpoints.lasting()[-(config.evaluation.average - 1) :] if config.evaluation.average > 1 else []
         for step in earlier:
-            tree = checkpoints.restore_parameters(step)
-            params = jax.tree.map(lambda p, other: p + jax.device_put(np.asarray(other), p.sharding), params, tree)
+            tree = checkpoints.restore_parameters(step, like=params)
+            params = jax.tree.map(jnp.add, params, tree)
         params = jax.tree.map(lambda p: p / (len(earlier) + 1), params)
     return params
 
