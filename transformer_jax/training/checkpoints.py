@@ -20,9 +20,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from transformer_jax.distributed import from_main, is_main
 from transformer_jax.errors import UserError
 
 State = TypeVar("State")
+SEALING_SECONDS = 1800  # most that the other processes wait for the main one to compute digests
 UNFINISHED, REMOVED = ".unfinished-", ".removed-"
 EVALUATED = "evaluated"
 """Part of a saved state that no training state has: the parameters that were evaluated, where they are others."""
@@ -130,7 +132,7 @@ class Checkpoints:
             "interim": interim,
         }
         try:
-            if jax.process_index() == 0:
+            if is_main():
                 self._remove_leftovers()
                 folder.mkdir(parents=True)
                 (folder / "step.json").write_text(json.dumps(facts, sort_keys=True))
@@ -172,14 +174,15 @@ class Checkpoints:
         step = self.latest_step()
         return None if step is None else (step, *self.restore(step, abstract_state))
 
-    def restore_parameters(self, step: int, path: str = "params") -> dict[str, Any]:
-        """Returns one part of the state as nested dicts of arrays on this process's first device.
+    def restore_parameters(self, step: int, path: str = "params", like: Any = None) -> dict[str, Any]:
+        """Returns one part of the state as nested dicts of arrays, on this process's first device or as `like` lies.
 
         Nothing need be known of the state: names and shapes come from the checkpoint. Only that part is read,
         though all files are verified.
 
         Args:
           path: where in the state, with slashes: "params", "ema_params", "params/encoder".
+          like: a tree of arrays or ShapeDtypeStructs, whose shardings say where the arrays go.
 
         Raises:
           CheckpointDamaged, UserError: as restore; or nothing is at path.
@@ -195,7 +198,7 @@ class Checkpoints:
                 place = "/".join(parts[:i]) or "its top"
                 raise UserError(f"Checkpoint {folder} has no {path}: at {place} there is {known}.")
             node = node[part]
-            inner[part] = node if i == len(parts) - 1 else {}
+            inner[part] = {} if i < len(parts) - 1 else node if like is None else like
             inner = inner[part]
         restored = self._read(folder, wanted)
         for part in parts:
@@ -216,10 +219,17 @@ class Checkpoints:
         """Background: seals a save once Orbax has written it, and removes what need not be kept."""
         try:
             self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
-                (folder / "digests.json").write_text(json.dumps(_digests(folder), sort_keys=True))
-                folder.rename(self.directory / str(step))
-                self._remove_old()
+            try:
+                if is_main():
+                    (folder / "digests.json").write_text(json.dumps(_digests(folder), sort_keys=True))
+                    folder.rename(self.directory / str(step))
+                    self._remove_old()
+            finally:
+                # No process goes on before the checkpoint is there for all.
+                sealed = ocp.multihost.get_barrier_sync_fn()
+                sealed(key=f"sealed {folder}", timeout_ms=1000 * SEALING_SECONDS)
+            if not (self.directory / str(step)).is_dir():
+                raise OSError("the main process could not finish it")
         except OSError as error:
             raise self._unwritable(step, error) from error
 
@@ -265,21 +275,9 @@ class Checkpoints:
     def _verified(self, step: int) -> Path:
         self.wait()
         folder = self._folder(step)
-        record = folder / "digests.json"
-        try:
-            expected = json.loads(record.read_text())
-        except FileNotFoundError as error:
-            raise CheckpointDamaged(step, record, "is missing") from error
-        except (OSError, ValueError) as error:
-            raise CheckpointDamaged(step, record, f"cannot be read ({error})") from error
-        found = _digests(folder)
-        for name in sorted({*expected, *found}):
-            if name not in found:
-                raise CheckpointDamaged(step, folder / name, "is missing")
-            if name not in expected:
-                raise CheckpointDamaged(step, folder / name, "was not there when it was saved")
-            if found[name] != expected[name]:
-                raise CheckpointDamaged(step, folder / name, "is not what was written")
+        problem = from_main(lambda: _problem(folder))  # one process reads it all, not each
+        if problem is not None:
+            raise CheckpointDamaged(step, folder / problem[0], problem[1])
         return folder
 
     def _stored(self, folder: Path) -> dict[str, Any]:
@@ -309,6 +307,26 @@ class Checkpoints:
             f"Checkpoint {step} cannot be written to {self.directory}: {error.strerror or error}. Make room "
             "or change the permissions and run the same command again: it continues from the last checkpoint."
         )
+
+
+def _problem(folder: Path) -> tuple[str, str] | None:
+    """The first file that is not as it was written, and what is wrong with it."""
+    record = "digests.json"
+    try:
+        expected = json.loads((folder / record).read_text())
+    except FileNotFoundError:
+        return record, "is missing"
+    except (OSError, ValueError) as error:
+        return record, f"cannot be read ({error})"
+    found = _digests(folder)
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            return name, "is missing"
+        if name not in expected:
+            return name, "was not there when it was saved"
+        if found[name] != expected[name]:
+            return name, "is not what was written"
+    return None
 
 
 def _digests(folder: Path) -> dict[str, str]:
