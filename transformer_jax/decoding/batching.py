@@ -257,8 +257,7 @@ class Decoder:
                 per_device = size // self.num_devices
                 count = np.bincount(places // per_device, minlength=self.num_devices).astype(np.int32)
                 self._note_shape(num_rows, source_length, length, prefix_length)
-                source, limit, prefix, seed = padded
-                queue: Any = Requests(source, limit[:, 0], prefix, seed)  # type: ignore[arg-type]
+                queue: Any = Requests(padded[0], padded[1][:, 0], padded[2], padded[3])  # type: ignore[arg-type]
                 if self.mesh is not None:
                     queue, count = place((queue, count), NamedSharding(self.mesh, P(self._axes)))
                 found_here = drain_on_mesh(
@@ -272,8 +271,8 @@ class Decoder:
                     length=length,
                 )
                 result = fetch(found_here)
-                for i, place in zip(chosen, places, strict=True):
-                    found[i] = hypotheses(result, place)
+                for i, row in zip(chosen, places, strict=True):
+                    found[i] = hypotheses(result, row)
         return found
 
     def _places(self, count: int, size: int) -> np.ndarray:
