@@ -4,9 +4,10 @@
         experiments/train.py --config=configs/wmt14.py:big --workdir=runs/big
 
 Slurm where there is one, else processes of this machine (--cluster=local). A job that is preempted, or comes to the
-end of its hours, saves and is queued again, and then continues. Logs are in --folder. Other launchers: docs/clusters.md.
+end of its hours, saves and is queued again, and then continues. Logs are in --folder. See docs/clusters.md.
 """
 
+import contextlib
 import os
 import shlex
 import signal
@@ -68,10 +69,8 @@ class Command:
         """Called by submitit in its signal handler: lets the command save, and says what to run next time."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(ChildProcessError):  # ended, and known to have
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-            except ChildProcessError:  # ended, and known to have
-                pass
         return DelayedSubmission(Command(self.words, self.directory))
 
     @staticmethod

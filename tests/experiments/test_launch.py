@@ -84,7 +84,7 @@ def test_the_notice_of_the_scheduler_makes_the_command_save(program, tmp_path):
 
 
 def test_what_cannot_be_submitted_is_refused(tmp_path):
-    with pytest.raises(UserError, match="nowhere.py is no file"):
+    with pytest.raises(UserError, match=r"nowhere\.py is no file"):
         submit(["nowhere.py"], "local", tmp_path)
     with pytest.raises(UserError, match="only one node"):
         submit([__file__], "local", tmp_path, nodes=2)

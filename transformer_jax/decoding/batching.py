@@ -34,7 +34,7 @@ from transformer_jax.decoding.interface import (
 )
 from transformer_jax.decoding.sampling import Sampling
 from transformer_jax.errors import UserError
-from transformer_jax.sharding import fetch, manual_axes, place
+from transformer_jax.sharding import fetch, place
 
 QUEUE_BATCHES = 8
 """Sentences handed over in one call, in batches. More means less idling at the end of each call, later
@@ -174,14 +174,15 @@ class Decoder:
     """Token lists in, hypotheses out, in the same order. Compiled functions outlive it.
 
     Args:
-      mesh: sentences are spread over its axes "data" and "fsdp", over processes too, which all call `decode` with
-        the same sentences and are all given every result; None for the default device.
+      mesh: sentences are spread over all its devices, of all processes, which call `decode` with the same sentences
+        and are all given every result. Each device searches alone with whole parameters: searches end when they
+        end, and what devices send each other would make all wait for the slowest. None for the default device.
     """
 
     def __init__(self, model: Decodable, config: DecodingConfig, mesh: Mesh | None = None) -> None:
         self.config, self.search, self.mesh = config, make_search(model, config), mesh
-        self._axes = manual_axes(mesh) if mesh is not None else ()
-        self.num_devices = math.prod(mesh.shape[axis] for axis in self._axes) if mesh is not None else 1
+        self._axes = tuple(axis for axis in mesh.shape if mesh.shape[axis] > 1) if mesh is not None else ()
+        self.num_devices = mesh.size if mesh is not None else 1
         if config.batch_size % self.num_devices:
             raise UserError(
                 f"decoding.batch_size is {config.batch_size}, which {self.num_devices} devices cannot share "
@@ -190,13 +191,16 @@ class Decoder:
         self.shapes: set[tuple[int, ...]] = set()
 
     def place(self, params: Params) -> Params:
-        """Parameters on every device that decodes; those that are there already are not copied."""
+        """Parameters whole on every device that decodes, put together there if they lie in parts."""
         if self.mesh is None:
             return params
-        devices = set(self.mesh.devices.flat)
-        if all(isinstance(leaf, Array) and leaf.devices() == devices for leaf in jax.tree.leaves(params)):
+        leaves, devices = jax.tree.leaves(params), set(self.mesh.devices.flat)
+        everywhere = NamedSharding(self.mesh, P())
+        if not all(isinstance(leaf, Array) and leaf.sharding.device_set == devices for leaf in leaves):
+            return place(params, everywhere)
+        if all(leaf.is_fully_replicated for leaf in leaves):
             return params
-        return place(params, NamedSharding(self.mesh, P()))
+        return jax.jit(lambda params: params, out_shardings=everywhere)(params)
 
     def decode(
         self,
