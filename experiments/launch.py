@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> int:
     print(f"job {job.job_id}: {job.paths.stdout} and {job.paths.stderr.name}")
     if not WAIT.value:
         return 0
-    errors = [error for error in job.exceptions() if error is not None]
+    errors = [error for task in range(job.num_tasks) if (error := job.task(task).exception()) is not None]
     for error in errors:
         print(error, file=sys.stderr)
     return 1 if errors else 0
