@@ -139,6 +139,7 @@ def get_config() -> ConfigDict:
     config.decoding.n_best = 1
     config.decoding.length_penalty = 0.6
     config.decoding.coverage_penalty = 0.0
+    config.decoding.patience = 1.0
     config.decoding.min_length = 1
     config.decoding.max_length_factor = 1.0
     config.decoding.max_length_offset = 50

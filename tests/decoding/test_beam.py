@@ -27,7 +27,9 @@ def compiled(searcher):
     return jax.jit(partial(search, searcher), static_argnums=2)
 
 
-def run(params, limits, *, model=None, beam=40, n=4, alpha=0.6, beta=0.0, minimum=1, prefix=None, length=5):
+def run(
+    params, limits, *, model=None, beam=40, n=4, alpha=0.6, beta=0.0, minimum=1, patience=0.0, prefix=None, length=5
+):
     rows = len(SOURCE)
     requests = Requests(
         jnp.asarray(SOURCE),
@@ -35,7 +37,7 @@ def run(params, limits, *, model=None, beam=40, n=4, alpha=0.6, beta=0.0, minimu
         jnp.zeros((rows, 0), jnp.int32) if prefix is None else jnp.asarray(prefix, jnp.int32),
         jnp.zeros((rows, 2), jnp.int32),
     )
-    searcher = BeamSearch(model or TableModel(), beam, n, alpha, beta, minimum)
+    searcher = BeamSearch(model or TableModel(), beam, n, alpha, beta, minimum, patience)
     return jax.device_get(compiled(searcher)(params, requests, length))
 
 
@@ -125,7 +127,7 @@ def test_coverage_changes_the_choice():
 
 def test_coverage_needs_attention():
     with pytest.raises(UserError, match="step_with_attention"):
-        BeamSearch(TableModel(), 4, 1, 0.6, 0.2, 1)
+        BeamSearch(TableModel(), 4, 1, 0.6, 0.2, 1, 0.0)
 
 
 def test_a_beam_of_one_without_penalty_is_greedy():
@@ -159,7 +161,7 @@ def test_stops_as_soon_as_the_answer_is_certain():
     """
     params = make_params(9, VOCAB)
     params["logits"] = params["logits"].at[:, 1].add(50.0)
-    searcher = BeamSearch(TableModel(), 4, 1, 0.6, 0.0, 1)
+    searcher = BeamSearch(TableModel(), 4, 1, 0.6, 0.0, 1, 0.0)
     requests = Requests(
         jnp.asarray(SOURCE),
         jnp.full(4, 100, jnp.int32),
@@ -169,6 +171,25 @@ def test_stops_as_soon_as_the_answer_is_certain():
     state = searcher.step(params, searcher.start(params, requests, 100))
     assert not searcher.active(state).any()
     assert searcher.result(state).tokens[:, 0, 0].tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("patience", [0.5, 1.0, 2.0])
+def test_patience_ends_a_search_with_so_many_finished_hypotheses(patience):
+    """The answer is what the exact search has at that step; more patience looks at least as far."""
+    params = make_params(10, VOCAB)
+    limits = jnp.full(len(SOURCE), 12, jnp.int32)
+    requests = Requests(jnp.asarray(SOURCE), limits, jnp.zeros((4, 0), jnp.int32), jnp.zeros((4, 2), jnp.int32))
+    exact = BeamSearch(TableModel(), 4, 2, 2.5, 0.0, 1, 0.0)
+    state, expected, steps = exact.start(params, requests, 12), {}, 0
+    while exact.active(state).any():
+        state, steps = exact.step(params, state), steps + 1
+        for row in np.flatnonzero(np.asarray(state.finished) >= max(4 * patience, 2)):
+            expected.setdefault(row, (steps, state.done_tokens[row].tolist()))
+    assert any(end < steps for end, _ in expected.values()), "patience ends none of these searches"
+    found = run(params, 12, beam=4, n=2, alpha=2.5, patience=patience, length=12)
+    for row in range(len(SOURCE)):
+        end, tokens = expected.get(row, (steps, state.done_tokens[row].tolist()))
+        assert found.tokens[row].tolist() == tokens, (row, end)
 
 
 @pytest.mark.parametrize("vocab_size", [7, 250, 1000, 1009])

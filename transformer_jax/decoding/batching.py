@@ -34,6 +34,7 @@ from transformer_jax.decoding.interface import (
 )
 from transformer_jax.decoding.sampling import Sampling
 from transformer_jax.errors import UserError
+from transformer_jax.sharding import fetch, place
 
 QUEUE_BATCHES = 8
 """Sentences handed over in one call, in batches. More means less idling at the end of each call, later
@@ -147,7 +148,7 @@ def drain_on_mesh(
 ) -> Hypotheses:
     """`drain` of each device's part of the queue, on that device; count int32[devices], num_rows on each."""
     run = partial(drain, search, num_rows=num_rows, length=length)
-    if mesh is None:
+    if not axes:
         return run(params, queue, count)
     specs = {"in_specs": (P(), P(axes), P(axes)), "out_specs": P(axes)}
     return jax.shard_map(run, mesh=mesh, axis_names=set(axes), check_vma=False, **specs)(params, queue, count)
@@ -165,6 +166,7 @@ def make_search(model: Decodable, config: DecodingConfig) -> Search:
         length_penalty=0.0 if greedy else config.length_penalty,
         coverage_penalty=0.0 if greedy else config.coverage_penalty,
         min_length=config.min_length,
+        patience=config.patience,
     )
 
 
@@ -172,13 +174,15 @@ class Decoder:
     """Token lists in, hypotheses out, in the same order. Compiled functions outlive it.
 
     Args:
-      mesh: sentences are spread over its axes "data" and "fsdp"; None for the default device.
+      mesh: sentences are spread over all its devices, of all processes, which call `decode` with the same sentences
+        and are all given every result. Each device searches alone with whole parameters: searches end when they
+        end, and what devices send each other would make all wait for the slowest. None for the default device.
     """
 
     def __init__(self, model: Decodable, config: DecodingConfig, mesh: Mesh | None = None) -> None:
         self.config, self.search, self.mesh = config, make_search(model, config), mesh
-        self._axes = tuple(axis for axis in ("data", "fsdp") if mesh is not None and axis in mesh.shape)
-        self.num_devices = math.prod(mesh.shape[axis] for axis in self._axes) if mesh is not None else 1
+        self._axes = tuple(axis for axis in mesh.shape if mesh.shape[axis] > 1) if mesh is not None else ()
+        self.num_devices = mesh.size if mesh is not None else 1
         if config.batch_size % self.num_devices:
             raise UserError(
                 f"decoding.batch_size is {config.batch_size}, which {self.num_devices} devices cannot share "
@@ -187,13 +191,16 @@ class Decoder:
         self.shapes: set[tuple[int, ...]] = set()
 
     def place(self, params: Params) -> Params:
-        """Parameters on every device that decodes; those that are there already are not copied."""
+        """Parameters whole on every device that decodes, put together there if they lie in parts."""
         if self.mesh is None:
             return params
-        devices = set(self.mesh.devices.flat)
-        if all(isinstance(leaf, Array) and leaf.devices() == devices for leaf in jax.tree.leaves(params)):
+        leaves, devices = jax.tree.leaves(params), set(self.mesh.devices.flat)
+        everywhere = NamedSharding(self.mesh, P())
+        if not all(isinstance(leaf, Array) and leaf.sharding.device_set == devices for leaf in leaves):
+            return place(params, everywhere)
+        if all(leaf.is_fully_replicated for leaf in leaves):
             return params
-        return jax.device_put(params, NamedSharding(self.mesh, P()))
+        return jax.jit(lambda params: params, out_shardings=everywhere)(params)
 
     def decode(
         self,
@@ -246,16 +253,17 @@ class Decoder:
                 places = self._places(len(chosen), size)
                 # Unused places hold an empty sentence; counts keep the devices from decoding them.
                 padded = [np.zeros((size, width), np.int32) for width in (source_length, 1, prefix_length, 2)]
-                for place, i in zip(places, chosen, strict=True):
+                for row, i in zip(places, chosen, strict=True):
                     for array, values in zip(
                         padded, (ended[i], [limits[i]], given[i], [config.seed, numbers[i]]), strict=True
                     ):
-                        array[place, : len(values)] = values
-                arrays = [jnp.asarray(array) for array in padded]
+                        array[row, : len(values)] = values
                 per_device = size // self.num_devices
                 count = np.bincount(places // per_device, minlength=self.num_devices).astype(np.int32)
                 self._note_shape(num_rows, source_length, length, prefix_length)
-                queue = Requests(arrays[0], arrays[1][:, 0], arrays[2], arrays[3])
+                queue: Any = Requests(padded[0], padded[1][:, 0], padded[2], padded[3])  # type: ignore[arg-type]
+                if self.mesh is not None:
+                    queue, count = place((queue, count), NamedSharding(self.mesh, P(self._axes)))
                 found_here = drain_on_mesh(
                     self.search,
                     params,
@@ -266,9 +274,9 @@ class Decoder:
                     num_rows=num_rows // self.num_devices,
                     length=length,
                 )
-                result = jax.device_get(found_here)
-                for i, place in zip(chosen, places, strict=True):
-                    found[i] = hypotheses(result, place)
+                result = fetch(found_here)
+                for i, row in zip(chosen, places, strict=True):
+                    found[i] = hypotheses(result, row)
         return found
 
     def _places(self, count: int, size: int) -> np.ndarray:

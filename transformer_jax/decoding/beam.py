@@ -1,4 +1,4 @@
-"""Beam search with GNMT scores, exact stopping and a forced prefix; greedy search is its beam of one.
+"""Beam search with GNMT scores, patience or exact stopping, and a forced prefix; greedy search is its beam of one.
 
 Notation: B sentences, K beams, N finished hypotheses kept, T target length, P prefix length, V vocabulary.
 """
@@ -41,6 +41,7 @@ class BeamState(NamedTuple):
     requests: Requests
     position: Array  # int32[B]: tokens generated so far
     active: Array  # bool[B]
+    finished: Array  # int32[B]: hypotheses that have ended so far
     tokens: Array  # int32[B, K, T]
     log_probs: Array  # float32[B, K]: of the unfinished hypotheses; -inf where there is none
     coverage: Array | None  # float32[B, K, S]: attention summed over the steps so far
@@ -56,9 +57,11 @@ class BeamSearch:
         log P(Y|X) / ((5 + |Y|) / 6)^alpha + beta · Σ_i log min(Σ_j p_ij, 1)      (Wu et al. 2016, eq. 14)
 
     where p_ij is the attention of target token j to source token i. A hypothesis finishes when its EOS is
-    among the K likeliest continuations of its sentence. A sentence stops when no unfinished hypothesis can
-    still beat the
-    worst of the N: log-probabilities only fall, so its score is at most log P / ((5 + max_length) / 6)^alpha.
+    among the K likeliest continuations of its sentence. A sentence stops when patience · K hypotheses have
+    finished (Kasai et al. 2022; 1 is what most toolkits do), and at the latest when no unfinished one can
+    still beat the worst of the N: log-probabilities only fall, so its score is at most
+    log P / ((5 + max_length) / 6)^alpha. With patience 0 it stops by that bound alone, which is exact but slow
+    for alpha > 0.
 
     Lengths count EOS. At the last position only EOS is allowed; before ``min_length`` it is not.
     """
@@ -69,6 +72,7 @@ class BeamSearch:
     length_penalty: float
     coverage_penalty: float
     min_length: int
+    patience: float
 
     def __post_init__(self) -> None:
         if self.coverage_penalty and not isinstance(self.model, AttendingDecodable):
@@ -85,6 +89,7 @@ class BeamSearch:
             requests=requests,
             position=jnp.zeros(B, jnp.int32),
             active=jnp.ones(B, bool),
+            finished=jnp.zeros(B, jnp.int32),
             tokens=jnp.zeros((B, K, length), jnp.int32),
             log_probs=jnp.zeros((B, K)).at[:, 1:].set(-jnp.inf),
             coverage=jnp.zeros((B, K, S)) if self.coverage_penalty else None,
@@ -141,11 +146,15 @@ class BeamSearch:
         history = jnp.take_along_axis(state.tokens, parents[:, :, None], axis=1)
         best = log_probs.max(axis=1) / length_normaliser(requests.max_length, self.length_penalty)
         active = state.active & (best > done[0][:, -1])
+        finished = state.finished + jnp.sum(ends > -jnp.inf, axis=1, dtype=jnp.int32)
+        if self.patience:
+            active &= finished < max(self.patience * K, self.num_hypotheses)
         return BeamState(
             cache=self.model.reorder(cache, parents),
             requests=requests,
             position=state.position + 1,
             active=active,
+            finished=finished,
             tokens=jnp.where(write, chosen[:, :, None], history),
             log_probs=log_probs,
             coverage=None if coverage is None else jnp.take_along_axis(coverage, parents[:, :, None], axis=1),

@@ -19,6 +19,8 @@ class DecodingConfig:
       length_penalty: alpha of Wu et al. 2016, eq. 14; 0 ranks by log-probability, larger values favour
         length.
       coverage_penalty: beta of the same equation; 0 is off.
+      patience: a sentence's beam search ends with patience · beam_size finished hypotheses (Kasai et al. 2022); 0: when
+        no unfinished one can win any more, which is exact and slower.
       min_length: fewest tokens of an output.
       max_length_factor, max_length_offset: an output has at most factor · (source tokens) + offset tokens,
       max_target_length: and never more than this.
@@ -34,6 +36,7 @@ class DecodingConfig:
     n_best: int
     length_penalty: float
     coverage_penalty: float
+    patience: float
     min_length: int
     max_length_factor: float
     max_length_offset: int
@@ -57,6 +60,7 @@ class DecodingConfig:
         # Negative values would break the bound by which the search stops.
         need(self.length_penalty >= 0, "length_penalty", "at least 0")
         need(self.coverage_penalty >= 0, "coverage_penalty", "at least 0")
+        need(self.patience >= 0, "patience", "at least 0")
         need(self.max_length_factor >= 0, "max_length_factor", "at least 0")
         need(self.min_length <= self.max_target_length, "min_length", f"at most {self.max_target_length}")
         if self.method == "beam":
