@@ -64,7 +64,7 @@ def torture(folder: Path, untouched: dict[int, Path], kills: int, seed: int, poo
     missing = {count: kills // len(wanted) + (i < kills % len(wanted)) for i, count in enumerate(wanted)}
     tortured: list[Tortured] = []
     while any(missing.values()):  # a run may be complete before all of its kills
-        jobs = []
+        jobs: list[tuple[Path, int, int]] = []
         for count, left in missing.items():
             for size in [KILLS_A_RUN] * (left // KILLS_A_RUN) + [left % KILLS_A_RUN] * bool(left % KILLS_A_RUN):
                 jobs.append((folder / f"killed-{count}-{len(tortured) + len(jobs)}", count, size))
