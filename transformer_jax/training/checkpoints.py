@@ -253,6 +253,8 @@ class Checkpoints(SavedSteps):
 
 def _reason(error: Exception) -> str | None:
     """What the operating system had against a file; None if the error is something else."""
+    if isinstance(error, TimeoutError):
+        return "it took too long, or the clock of this machine was put forward meanwhile"
     if isinstance(error, OSError):
         return error.strerror or str(error)
     code = re.search(r"os_error_code='(\d+)'", str(error))
