@@ -45,6 +45,13 @@ def define_config(flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHold
     return holder
 
 
+def define_distributed() -> flags.FlagHolder[bool | None]:
+    """Declares --distributed, for `transformer_jax.distributed.start`."""
+    return flags.DEFINE_bool(
+        "distributed", None, "be one of several processes: if not given, where the environment shows a job of several"
+    )
+
+
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of FILE.py or FILE.py:ARGUMENT with dotted overrides such as "model.num_heads=8" applied.
 

@@ -18,19 +18,23 @@ FILES = flags.DEFINE_string(
     "files", None, "instead of a split: SOURCE,REFERENCE line-aligned, or PAIRS.tsv; plain or .gz"
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
+DISTRIBUTED = command_line.define_distributed()
 define_decoding_flags()
 
 
 def main(arguments: list[str]) -> None:
     prepare_cpu()
+    from transformer_jax import distributed
     from transformer_jax.analysis.run import load_run
     from transformer_jax.training.loop import enable_compilation_cache
 
+    distributed.start(DISTRIBUTED.value)
     run = load_run(arguments[0], CHECKPOINT.value)
     enable_compilation_cache()
     record, text = run.evaluate(SPLIT.value, FILES.value, **decoding_overrides(run.config))
-    print(text)
-    print(f"record: {record['file']}")
+    if distributed.is_main():
+        print(text)
+        print(f"record: {record['file']}")
 
 
 if __name__ == "__main__":

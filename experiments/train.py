@@ -12,15 +12,20 @@ from experiments import command_line
 from transformer_jax.host import prepare_cpu
 
 CONFIG = command_line.define_config()
+DISTRIBUTED = command_line.define_distributed()
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 
 
 def main(arguments: list[str]) -> int:
     prepare_cpu()
+    from transformer_jax import distributed
     from transformer_jax.families.registry import find_family
     from transformer_jax.training.loop import train
 
+    distributed.start(DISTRIBUTED.value)
     outcome = train(CONFIG.value, WORKDIR.value)
+    if not distributed.is_main():
+        return 0 if outcome.finished else command_line.INTERRUPTED
     state = "finished" if outcome.finished else "interrupted and saved"
     print(f"{WORKDIR.value}: {state} at step {outcome.step}")
     if not outcome.finished:

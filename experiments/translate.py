@@ -16,29 +16,38 @@ from absl import flags
 
 from experiments import command_line, decoding_flags
 from experiments.decoding_flags import decoding_overrides, define_decoding_flags
+from transformer_jax.errors import UserError
 from transformer_jax.host import prepare_cpu
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
 OUTPUT = flags.DEFINE_string("output", None, "file to write; standard output if not given")
 SCORES = flags.DEFINE_bool("scores", False, "write scores with the text")
+DISTRIBUTED = command_line.define_distributed()
 define_decoding_flags()
 flags.adopt_module_key_flags(decoding_flags)
 
 
 def main(arguments: list[str]) -> None:
     prepare_cpu()
+    from transformer_jax import distributed
     from transformer_jax.analysis.run import load_run, require_family
     from transformer_jax.decoding.lines import interact, open_output, read_lines, translate_lines
     from transformer_jax.training.loop import enable_compilation_cache
 
+    distributed.start(DISTRIBUTED.value)
     path, *files = arguments
+    if not files and distributed.several():
+        raise UserError("With several processes each must read the same lines: name a FILE that all of them see.")
     lines = read_lines(files, sys.stdin.buffer)
     run = load_run(path, CHECKPOINT.value)
     require_family("translation", run.config)
     enable_compilation_cache()
     translator = run.translator(**decoding_overrides(run.config))
     scores = SCORES.value or translator.config.n_best > 1
-    if not files and OUTPUT.value is None and sys.stdin.isatty():
+    if not distributed.is_main():
+        for _ in translator.stream(lines):
+            pass
+    elif not files and OUTPUT.value is None and sys.stdin.isatty():
         interact(translator, scores)
     else:
         with open_output(OUTPUT.value) as output:

@@ -137,17 +137,22 @@ def test_seeds_and_epochs_differ():
 
 
 @SAMPLING
-def test_shards_make_up_the_global_batch(sampling):
+def test_blocks_of_rows_make_up_the_global_batch(sampling):
     made = pipeline(sampling)
     whole = take(made.iterator(), 6)
     for count in (2, 4):
-        shards = [take(made.iterator(shard_index=i, shard_count=count), 6) for i in range(count)]
+        blocks = [take(made.iterator(blocks=[i], count=count), 6) for i in range(count)]
         for index, batch in enumerate(whole):
             for side in batch:
-                joined = np.concatenate([shard[index][side] for shard in shards])
+                joined = np.concatenate([block[index][side] for block in blocks])
                 np.testing.assert_array_equal(joined, batch[side])
+    apart = take(made.iterator(blocks=[0, 2], count=4), 6)
+    for batch, own in zip(whole, apart, strict=True):
+        for side in batch:
+            quarters = np.split(batch[side], 4)
+            np.testing.assert_array_equal(own[side], np.concatenate([quarters[0], quarters[2]]))
     with pytest.raises(UserError, match="rows_multiple"):
-        made.iterator(shard_index=0, shard_count=3)
+        made.iterator(blocks=[0], count=3)
 
 
 @SAMPLING

@@ -1,11 +1,6 @@
 """The train step: accumulation and devices change nothing, the average and the counts are what they say."""
 
 import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +10,7 @@ import optax
 import pytest
 
 from tests.models.tiny import QUICK, random_parameters, run
-from tests.training.tiny_training import GUARD, MESHES, make_batch, make_task
+from tests.training.tiny_training import GUARD, make_batch, make_task
 from transformer_jax.models.layers import row_seeds
 from transformer_jax.training.losses import cross_entropy
 from transformer_jax.training.step import abstract_state, make_train_step, sums_and_gradients
@@ -113,27 +108,3 @@ def test_the_step_is_a_function_of_state_and_batch(trained: dict[str, Any]) -> N
     losses = [float(trained["step"].gradients(params, batch, jnp.int32(n))[0]["loss"]) for n in (0, 0, 1)]
     assert losses[0] == losses[1] == pytest.approx(trained["metrics"][0]["loss"], rel=1e-6)
     assert abs(losses[0] - losses[2]) > 1e-2
-
-
-def test_one_device_equals_four() -> None:
-    """Three steps of Adam on each mesh, in a process of its own; on one of them with accumulation."""
-    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.tiny_training"],
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "4", "XLA_FLAGS": quick, "JAX_PLATFORMS": "cpu"},
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads(done.stdout.splitlines()[-1])
-    for name, result in results.items():
-        data, fsdp, tensor = MESHES[name]
-        assert result["loss moved"] > 0.01
-        assert result["difference"] < 1e-5, name
-        # Each device holds its share of a kernel [16, heads, head_dim], of its moments and its average.
-        assert result["held of a query kernel"] == [[16 // fsdp, 4 // tensor, 4]] * 4, name
-        assert result["held of a batch"] == 8 // (data * fsdp), name
-    assert len(results) == len(MESHES) - 1
-    assert "rematerialization" not in done.stderr

@@ -104,7 +104,7 @@ def require_family(name: str, config: RunConfig) -> None:
 
 
 def decoding_mesh() -> Mesh | None:
-    """All devices side by side; None where there is but one."""
+    """All devices, of all processes, side by side; None where there is but one."""
     return make_mesh(MeshConfig(-1, 1, 1)) if jax.device_count() > 1 else None
 
 

@@ -15,6 +15,7 @@ import jax
 
 from transformer_jax.analysis.averaging import RECORD
 from transformer_jax.analysis.translation import TranslationRun
+from transformer_jax.distributed import is_main
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation.bleu import translation_scores
 from transformer_jax.run_directory import git_state, write_json, write_text
@@ -66,9 +67,10 @@ def evaluate_run(
         "git": git_state(Path(__file__).resolve().parents[2]),
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    write_text(run.directory.inside(f"translations/{name}.txt"), "".join(f"{line}\n" for line in translations))
     file = run.directory.inside(f"scores/{name}.json")
-    write_json(file, record)
+    if is_main():
+        write_text(run.directory.inside(f"translations/{name}.txt"), "".join(f"{line}\n" for line in translations))
+        write_json(file, record)
     return {**record, "file": str(file)}
 
 

@@ -56,7 +56,7 @@ class TranslationRun(Run):
             return self.model.apply({"params": params}, source, target)
 
         decoding = self.config.decoding
-        return Scorer(logits, decoding.batch_size, decoding.max_source_length)
+        return Scorer(logits, decoding.batch_size, decoding.max_source_length, decoding_mesh())
 
     def token_log_probs(self, sources: Sequence[list[int]], targets: Sequence[list[int]]) -> list[np.ndarray]:
         """Natural log-probabilities float32[len(target) + 1] of the tokens of each target, then of its end."""

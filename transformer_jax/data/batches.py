@@ -43,8 +43,8 @@ class Epoch(Protocol):
     def __len__(self) -> int:
         """How many batches."""
 
-    def batch(self, index: int, shard_index: int, shard_count: int) -> Batch:
-        """B / shard_count rows of batch `index`: the shards, one after another, are the whole batch."""
+    def batch(self, index: int, blocks: Sequence[int], count: int) -> Batch:
+        """Of the rows of batch `index`, cut into `count` equal blocks, those of `blocks`, one after another."""
 
 
 class Batches(ABC):
@@ -91,36 +91,36 @@ class Batches(ABC):
         self._epochs[index] = self.make_epoch(index)
 
     def iterator(
-        self, position: Mapping[str, int] = START, shard_index: int = 0, shard_count: int = 1
+        self, position: Mapping[str, int] = START, blocks: Sequence[int] = (0,), count: int = 1
     ) -> "BatchIterator":
-        """Batches from `position` on, for ever. See `BatchIterator`."""
-        return BatchIterator(self, position, shard_index, shard_count)
+        """Batches from `position` on, for ever: `blocks` of the `count` blocks of rows of each. See `BatchIterator`."""
+        return BatchIterator(self, position, blocks, count)
 
 
 class BatchIterator(Iterator[Batch]):
-    """Endless batches, of which each process of a run can take its own rows.
+    """Endless batches, of which each process of a run makes its own rows alone.
 
     `position` is that of the batch to come: given to `Batches.iterator`, it continues exactly there, with
-    any number of shards.
+    any number of processes.
 
     Raises:
-      UserError: there is no such position, or `shard_count` does not divide the rows of the batches.
+      UserError: there is no such position, or `count` does not divide the rows of the batches.
     """
 
-    def __init__(self, batches: Batches, position: Mapping[str, int], shard_index: int, shard_count: int):
+    def __init__(self, batches: Batches, position: Mapping[str, int], blocks: Sequence[int], count: int):
         if set(position) != set(START) or min(position.values()) < 0:
             raise UserError(f"data position {dict(position)}: it must be like {START}, and not negative")
         rows = [spec[batches.counted].shape[0] for spec in batches.specs]
-        if any(count % shard_count for count in rows):
+        if any(number % count for number in rows):
             raise UserError(
-                f"{shard_count} processes cannot share batches of {rows} rows: "
-                f"set batching.rows_multiple to a multiple of {shard_count}"
+                f"{count} groups of devices cannot share batches of {rows} rows: "
+                f"set batching.rows_multiple to a multiple of {count}"
             )
-        self._made_by, self._shard = batches, (shard_index, shard_count)
-        count = len(batches.epoch(position["epoch"]))
-        if position["batch"] > count:
+        self._made_by, self._share = batches, (tuple(blocks), count)
+        length = len(batches.epoch(position["epoch"]))
+        if position["batch"] > length:
             raise UserError(
-                f"data position {dict(position)}: epoch {position['epoch']} has {count} batches, so the "
+                f"data position {dict(position)}: epoch {position['epoch']} has {length} batches, so the "
                 "position was saved with another dataset, tokenizer, seed or batching"
             )
         self._open(position["epoch"], position["batch"])
@@ -130,7 +130,7 @@ class BatchIterator(Iterator[Batch]):
         if batch == len(made):
             return self._open(epoch + 1, 0)
         self._epoch, self._batch, self._batches = epoch, batch, len(made)
-        plan = grain.MapDataset.range(batch, len(made)).map(lambda index: made.batch(int(index), *self._shard))
+        plan = grain.MapDataset.range(batch, len(made)).map(lambda index: made.batch(int(index), *self._share))
         # Everything is in memory: reading ahead in threads costs more than it saves.
         self._rest = iter(plan.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 

@@ -44,11 +44,12 @@ class PairEpoch:
     def __len__(self) -> int:
         return len(self.plan)
 
-    def batch(self, index: int, shard_index: int, shard_count: int) -> Batch:
+    def batch(self, index: int, blocks: Sequence[int], count: int) -> Batch:
         """As `Epoch.batch`: {"source": int32[B, S], "target": int32[B, T]}."""
         shape, examples = self.plan[index]
-        rows = shape.rows // shard_count
-        return _assemble(self.pairs, Shape(rows, *shape[1:]), examples[shard_index * rows :][:rows])
+        rows = shape.rows // count
+        parts = [_assemble(self.pairs, Shape(rows, *shape[1:]), examples[block * rows :][:rows]) for block in blocks]
+        return parts[0] if len(parts) == 1 else {side: np.concatenate([p[side] for p in parts]) for side in parts[0]}
 
 
 def _assemble(pairs: EncodedPairs, shape: Shape, examples: np.ndarray) -> Batch:

@@ -8,7 +8,7 @@ others.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +34,7 @@ from transformer_jax.decoding.interface import (
 )
 from transformer_jax.decoding.sampling import Sampling
 from transformer_jax.errors import UserError
+from transformer_jax.sharding import fetch, place
 
 QUEUE_BATCHES = 8
 """Sentences handed over in one call, in batches. More means less idling at the end of each call, later
@@ -151,7 +152,7 @@ def drain_on_mesh(
 ) -> Hypotheses:
     """`drain` of each device's part of the queue, on that device; count int32[devices], num_rows on each."""
     run = partial(drain, search, num_rows=num_rows, length=length)
-    if mesh is None:
+    if not axes:
         return run(params, queue, count)
     specs = {"in_specs": (P(), P(axes), P(axes)), "out_specs": P(axes)}
     return jax.shard_map(run, mesh=mesh, axis_names=set(axes), check_vma=False, **specs)(params, queue, count)
@@ -177,13 +178,15 @@ class Decoder:
     """Token lists in, hypotheses out, in the same order. Compiled functions outlive it.
 
     Args:
-      mesh: sentences are spread over its axes "data" and "fsdp"; None for the default device.
+      mesh: sentences are spread over all its devices, of all processes, which call `decode` with the same sentences
+        and are all given every result. Each device searches alone with whole parameters: searches end when they
+        end, and what devices send each other would make all wait for the slowest. None for the default device.
     """
 
     def __init__(self, model: Decodable, config: DecodingConfig, mesh: Mesh | None = None) -> None:
         self.config, self.search, self.mesh = config, make_search(model, config), mesh
-        self._axes = tuple(axis for axis in ("data", "fsdp") if mesh is not None and axis in mesh.shape)
-        self.num_devices = math.prod(mesh.shape[axis] for axis in self._axes) if mesh is not None else 1
+        self._axes = tuple(axis for axis in mesh.shape if mesh.shape[axis] > 1) if mesh is not None else ()
+        self.num_devices = mesh.size if mesh is not None else 1
         if config.batch_size % self.num_devices:
             raise UserError(
                 f"decoding.batch_size is {config.batch_size}, which {self.num_devices} devices cannot share "
@@ -192,13 +195,16 @@ class Decoder:
         self.shapes: set[tuple[int, ...]] = set()
 
     def place(self, params: Params) -> Params:
-        """Parameters on every device that decodes; those that are there already are not copied."""
+        """Parameters whole on every device that decodes, put together there if they lie in parts."""
         if self.mesh is None:
             return params
-        devices = set(self.mesh.devices.flat)
-        if all(isinstance(leaf, Array) and leaf.devices() == devices for leaf in jax.tree.leaves(params)):
+        leaves, devices = jax.tree.leaves(params), set(self.mesh.devices.flat)
+        everywhere = NamedSharding(self.mesh, P())
+        if not all(isinstance(leaf, Array) and leaf.sharding.device_set == devices for leaf in leaves):
+            return place(params, everywhere)
+        if all(leaf.is_fully_replicated for leaf in leaves):
             return params
-        return jax.device_put(params, NamedSharding(self.mesh, P()))
+        return jax.jit(lambda params: params, out_shardings=everywhere)(params)
 
     def decode(
         self,
@@ -239,59 +245,70 @@ class Decoder:
 
         prefix_length = max(map(len, given), default=0)
         prefix_length = 1 << (prefix_length - 1).bit_length() if prefix_length else 0
+        values = list(
+            zip(ended, ([limit] for limit in limits), given, ([config.seed, n] for n in numbers), strict=True)
+        )
         found: list[list[Hypothesis]] = [[] for _ in sources]
 
-        def run(source_length: int, members: list[int], length: int) -> list[int]:
+        def search(source_length: int, members: list[int], length: int) -> list[int]:
             """Fills in what is found for some sentences; returns those whose search ``length`` tokens cut short."""
+            widths = (source_length, 1, prefix_length, 2)
+            results = self._search(params, [values[i] for i in members], widths, length)
             unfinished = []
-            num_rows = config.batch_size
-            while num_rows // 4 >= len(members) and num_rows % (4 * self.num_devices) == 0:
-                num_rows //= 4
-            size = QUEUE_BATCHES * num_rows
-            for first in range(0, len(members), size):
-                chosen = members[first : first + size]
-                places = self._places(len(chosen), size)
-                # Unused places hold an empty sentence; counts keep the devices from decoding them.
-                padded = [np.zeros((size, width), np.int32) for width in (source_length, 1, prefix_length, 2)]
-                for place, i in zip(places, chosen, strict=True):
-                    for array, values in zip(
-                        padded, (ended[i], [limits[i]], given[i], [config.seed, numbers[i]]), strict=True
-                    ):
-                        array[place, : len(values)] = values
-                arrays = [jnp.asarray(array) for array in padded]
-                per_device = size // self.num_devices
-                count = np.bincount(places // per_device, minlength=self.num_devices).astype(np.int32)
-                self._note_shape(num_rows, source_length, length, prefix_length)
-                queue = Requests(arrays[0], arrays[1][:, 0], arrays[2], arrays[3])
-                found_here = drain_on_mesh(
-                    self.search,
-                    params,
-                    queue,
-                    count,
-                    mesh=self.mesh,
-                    axes=self._axes,
-                    num_rows=num_rows // self.num_devices,
-                    length=length,
-                )
-                result = jax.device_get(found_here)
-                for i, place in zip(chosen, places, strict=True):
-                    found[i] = hypotheses(result, place)
-                    if not result.finished[place]:
-                        unfinished.append(i)
+            for i, (result, row) in zip(members, results, strict=True):
+                found[i] = hypotheses(result, row)
+                if not result.finished[row]:
+                    unfinished.append(i)
             return unfinished
 
         # Each step costs in proportion to the room of the whole batch, and most outputs need far less than they may
         # have. So all are tried in little room first, and the few that it does not hold once more in all of it.
         room = lambda source_length: min(config.max_target_length, config.output_limit(source_length) + prefix_length)
-        groups = length_groups(map(len, ended), config.max_source_length)
         follows = config.max_length_factor > 0  # else the length of an output has nothing to do with its source's
         spare = SPARE + prefix_length if follows else config.max_target_length
-        little = lambda source_length: min(room(source_length), source_length + spare)
-        again = [i for length, members in groups.items() for i in run(length, members, little(length))]
+        groups = length_groups(map(len, ended), config.max_source_length)
+        again = []
+        for source_length, members in groups.items():
+            again += search(source_length, members, min(room(source_length), source_length + spare))
         if again:
             longest = max(length_groups((len(ended[i]) for i in again), config.max_source_length))
-            run(longest, again, room(longest))
+            search(longest, again, room(longest))
         return found
+
+    def _search(
+        self, params: Params, sentences: Sequence[tuple], widths: tuple[int, ...], length: int
+    ) -> Iterator[tuple[Hypotheses, int]]:
+        """Yields for each sentence the result of its queue, and its place there; ``widths`` are those of `Requests`."""
+        num_rows = self.config.batch_size
+        while num_rows // 4 >= len(sentences) and num_rows % (4 * self.num_devices) == 0:
+            num_rows //= 4
+        size = QUEUE_BATCHES * num_rows
+        for first in range(0, len(sentences), size):
+            chosen = sentences[first : first + size]
+            places = self._places(len(chosen), size)
+            # Unused places hold an empty sentence; counts keep the devices from decoding them.
+            padded = [np.zeros((size, width), np.int32) for width in widths]
+            for row, sentence in zip(places, chosen, strict=True):
+                for array, value in zip(padded, sentence, strict=True):
+                    array[row, : len(value)] = value
+            per_device = size // self.num_devices
+            count = np.bincount(places // per_device, minlength=self.num_devices).astype(np.int32)
+            self._note_shape(num_rows, widths[0], length, widths[2])
+            queue: Any = Requests(padded[0], padded[1][:, 0], padded[2], padded[3])  # type: ignore[arg-type]
+            if self.mesh is not None:
+                queue, count = place((queue, count), NamedSharding(self.mesh, P(self._axes)))
+            found = drain_on_mesh(
+                self.search,
+                params,
+                queue,
+                count,
+                mesh=self.mesh,
+                axes=self._axes,
+                num_rows=num_rows // self.num_devices,
+                length=length,
+            )
+            result = fetch(found)
+            yield from ((result, row) for row in places)
 
     def _places(self, count: int, size: int) -> np.ndarray:
         """Where in a queue of ``size`` each sentence goes: dealt out in turn, so that devices finish

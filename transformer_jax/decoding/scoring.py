@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from transformer_jax.decoding.batching import length_groups, pad_tokens
 from transformer_jax.decoding.interface import EOS_ID, PAD_ID, Params
 from transformer_jax.errors import UserError
+from transformer_jax.sharding import BATCH, fetch, place
 
 LogitsFunction = Callable[[Params, Array, Array], Array]
 """``logits(params, source int32[B, S], target int32[B, T]) -> float32[B, T, V]``: position t predicts
@@ -27,9 +30,11 @@ def token_log_probs(logits: Array, target: Array) -> Array:
 class Scorer:
     """Scores pairs of token lists under a model, in batches of similar length and few shapes."""
 
-    def __init__(self, logits: LogitsFunction, batch_size: int, max_length: int) -> None:
-        """``max_length``: most tokens of a source or a target, EOS included."""
-        self.batch_size, self.max_length = batch_size, max_length
+    def __init__(self, logits: LogitsFunction, batch_size: int, max_length: int, mesh: Mesh | None = None) -> None:
+        """``max_length``: most tokens of a source or a target, EOS included. ``mesh``: pairs are spread over it, over
+        processes too; None for the default device."""
+        parts = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
+        self.batch_size, self.max_length, self._mesh = batch_size + -batch_size % parts, max_length, mesh
         self._score: Any = jax.jit(lambda params, s, t: token_log_probs(logits(params, s, t), t))
 
     def score(
@@ -50,6 +55,8 @@ class Scorer:
                     f"scoring: pair {i} has {len(pair[0])} source and {len(pair[1])} target tokens; the "
                     f"limit is {self.max_length}. Leave it out, or score with a model of a larger max_length."
                 )
+        if self._mesh is not None:
+            params = place(params, NamedSharding(self._mesh, P()))
         scores: list[np.ndarray] = [np.zeros(0, np.float32)] * len(pairs)
         groups = length_groups([max(len(s), len(t)) for s, t in pairs], self.max_length)
         for length, members in groups.items():
@@ -57,7 +64,9 @@ class Scorer:
                 chosen = members[first : first + self.batch_size]
                 source = pad_tokens([pairs[i][0] for i in chosen], self.batch_size, length)
                 target = pad_tokens([pairs[i][1] for i in chosen], self.batch_size, length)
-                values = np.asarray(self._score(params, source, target))
+                if self._mesh is not None:
+                    source, target = place((source, target), NamedSharding(self._mesh, BATCH))
+                values = fetch(self._score(params, source, target))
                 for i, row in zip(chosen, values, strict=False):
                     scores[i] = row[: len(pairs[i][1])]
         return scores

@@ -113,7 +113,7 @@ class TranslationEvaluator:
         # Two of the training shapes are enough here: padding costs less than compiling.
         chosen = [shapes[len(shapes) // 2], shapes[-1]] if len(shapes) > 1 else list(shapes)
         self._batches = validation_batches(pairs, tokenizers, chosen, config.batching)
-        self._mesh, self._task, self._evaluate = mesh, task, make_evaluation_step(task)
+        self._mesh, self._task, self._evaluate = mesh, task, make_evaluation_step(task, mesh)
         count = config.evaluation.max_sentences or len(sources)
         self._sources, self._targets = sources[:count], targets[:count]
         self._translator: Translator | None = None

@@ -19,6 +19,16 @@ Seeds = Array | None
 """Dropout seeds: uint32[B], one a row, or None for a deterministic pass."""
 
 
+def at_use(variables: Any, dtype: str) -> Any:
+    """Parameters as a layer computes with them: what comes boxed is a part, cast before it is unboxed to the whole.
+
+    So half as much is sent in bfloat16. Only weights are ever boxed, and all of them are used in ``dtype``.
+    """
+    is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+    cast = lambda box: jax.tree.map(lambda part: part.astype(dtype), box)
+    return jax.tree.map(lambda leaf: cast(leaf).unbox() if is_box(leaf) else leaf, variables, is_leaf=is_box)
+
+
 class Weights(nn.Module):
     """A kernel at its final rank, with logical axis names, and an optional bias over the output axes.
 

@@ -15,7 +15,7 @@ from jax import Array
 
 from transformer_jax.errors import UserError
 from transformer_jax.models.attention import MASKED, MultiHeadAttention
-from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, dropout, fold_in
+from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in
 from transformer_jax.models.positions import RelativeBias, alibi, sinusoidal
 
 Params = Any
@@ -53,7 +53,7 @@ class TransformerConfig:
     attention_dropout_rate: float = 0.0
     activation_dropout_rate: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "weights", "dots", "full"] = "none"  # what is computed anew backwards: REMAT_POLICIES
     scan_layers: bool = False
 
     def __post_init__(self) -> None:
@@ -215,7 +215,13 @@ class Layer(nn.Module):
         return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, None), None), cache
 
 
-REMAT_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+REMAT_POLICIES = {
+    "weights": lambda primitive, *_, **__: primitive is not jax.lax.all_gather_p,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": None,
+}
+"""What a layer keeps for its backward pass: all but the weights gathered over fsdp, which are gathered again; the
+products with weights; its input alone. With "none", no policy: everything, gathered weights too."""
 
 
 class Stack(nn.Module):
@@ -229,8 +235,11 @@ class Stack(nn.Module):
     def setup(self) -> None:
         c = self.config
         layer: Any = Layer
+        if not self.is_initializing():
+            # Under fsdp each layer gathers its own parameters, once more on the way back if they are not kept.
+            layer = nn.map_variables(Layer, "params", lambda parts: at_use(parts, c.dtype))
         if c.remat != "none":
-            layer = nn.remat(Layer, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
+            layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
             broadcast = (nn.broadcast,) * 5
             self.layers = nn.scan(

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from transformer_jax.distributed import from_main, is_main, together
 from transformer_jax.errors import UserError
-from transformer_jax.training.processes import fail_together, first_decides
 from transformer_jax.training.saved_steps import SavedSteps
 
 State = TypeVar("State")
@@ -87,7 +87,7 @@ class Checkpoints(SavedSteps):
             "metrics": {k: float(v) if math.isfinite(v) else str(float(v)) for k, v in metrics.items()},
             "interim": interim,
         }
-        first_decides(lambda: self._begin(step, facts))
+        from_main(lambda: self._begin(step, facts))
         try:
             self._orbax.save(self._unfinished(step) / "state", args=ocp.args.PyTreeSave(state))
         except WRITING as error:
@@ -104,7 +104,7 @@ class Checkpoints(SavedSteps):
         """In the background."""
         try:
             self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
+            if is_main():
                 self._seal(step)
         except WRITING as error:
             self._fail(step, error)
@@ -122,11 +122,7 @@ class Checkpoints(SavedSteps):
         """Returns when nothing is being written, by any process; raises what went wrong in the background."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            try:
-                pending.result()
-            except UserError as error:
-                fail_together(error)
-            fail_together(None)
+            together(pending.result)
 
     def restore(self, step: int, abstract_state: State) -> tuple[State, dict[str, int]]:
         """Returns the state, bit for bit as saved, and the data position.
@@ -140,7 +136,7 @@ class Checkpoints(SavedSteps):
           UserError: there is no such step, or its arrays are not those of abstract_state; names what differs.
         """
         self.wait()
-        first_decides(lambda: self._verify(step))
+        from_main(lambda: self._verify(step))
         return self._restore(step, abstract_state)
 
     def restore_latest(self, abstract_state: State) -> tuple[int, State, dict[str, int]] | None:
@@ -152,42 +148,43 @@ class Checkpoints(SavedSteps):
           UserError: there are checkpoints, and none is good; or the good one is not of this config.
         """
         self.wait()
-        step = first_decides(self._newest_good)
+        step = from_main(self._newest_good)
         return None if step is None else (step, *self._restore(step, abstract_state))
 
     def discard_after(self, step: int) -> None:
         """Removes the checkpoints newer than step."""
         self.wait()
-        first_decides(lambda: self._remove_after(step))
+        from_main(lambda: self._remove_after(step))
 
     def discard_interim(self) -> None:
         """Removes the checkpoints newer than the last one that was saved to stay."""
         self.wait()
-        first_decides(lambda: self._remove_after(max(self._whole(1), default=-1)))
+        from_main(lambda: self._remove_after(max(self._whole(1), default=-1)))
 
     def good(self, count: int) -> list[int]:
         """The newest that many of the steps that were saved to stay and are whole; sets aside those that are not."""
         self.wait()
-        return first_decides(lambda: self._whole(count))
+        return from_main(lambda: self._whole(count))
 
     def parts(self, step: int) -> list[str]:
         """What `restore_parameters` can be asked for at the top."""
         return [name for name, part in self._stored(self._folder(step)).items() if part is not None]
 
-    def restore_parameters(self, step: int, path: str = "params") -> dict[str, Any]:
-        """Returns one part of the state as nested dicts of arrays on this process's first device.
+    def restore_parameters(self, step: int, path: str = "params", like: Any = None) -> dict[str, Any]:
+        """Returns one part of the state as nested dicts of arrays, on this process's first device or as `like` lies.
 
         Nothing need be known of the state: names and shapes come from the checkpoint. Only that part is read,
         though all files are verified.
 
         Args:
           path: where in the state, with slashes: "params", "ema_params", "params/encoder".
+          like: a tree of arrays or ShapeDtypeStructs, whose shardings say where the arrays go.
 
         Raises:
           CheckpointDamaged, UserError: as restore; or nothing is at path.
         """
         self.wait()
-        first_decides(lambda: self._verify(step))
+        from_main(lambda: self._verify(step))
         folder = self._folder(step)
         node = self._stored(folder)
         wanted: dict[str, Any] = {}
@@ -199,7 +196,7 @@ class Checkpoints(SavedSteps):
                 place = "/".join(parts[:i]) or "its top"
                 raise UserError(f"Checkpoint {folder} has no {path}: at {place} there is {known}.")
             node = node[part]
-            inner[part] = node if i == len(parts) - 1 else {}
+            inner[part] = {} if i < len(parts) - 1 else node if like is None else like
             inner = inner[part]
         restored = self._read(folder, wanted)
         for part in parts:
@@ -256,6 +253,8 @@ class Checkpoints(SavedSteps):
 
 def _reason(error: Exception) -> str | None:
     """What the operating system had against a file; None if the error is something else."""
+    if isinstance(error, TimeoutError):
+        return "it took too long, or the clock of this machine was put forward meanwhile"
     if isinstance(error, OSError):
         return error.strerror or str(error)
     code = re.search(r"os_error_code='(\d+)'", str(error))

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from transformer_jax.data.batches import EvaluationBatch
-from transformer_jax.sharding import place_batch
+from transformer_jax.sharding import BATCH, place
 from transformer_jax.training.tasks import Task
 
 
@@ -16,7 +16,8 @@ def split_metrics(
 ) -> dict[str, float]:
     """The task's metrics over a whole split, from sums over its batches; ``evaluate`` is its evaluation step."""
     total: dict[str, float] = {}
-    for sums in [evaluate(params, place_batch(mesh, batch.batch)) for batch in batches]:
+    rows = NamedSharding(mesh, BATCH)
+    for sums in [evaluate(params, place(batch.batch, rows)) for batch in batches]:
         for name, value in jax.device_get(sums).items():
             total[name] = total.get(name, 0.0) + float(value)
     return task.summarise(total)

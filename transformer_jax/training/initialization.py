@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from transformer_jax.config import differences
+from transformer_jax.distributed import is_main
 from transformer_jax.errors import UserError
 from transformer_jax.run_directory import RunDirectory, write_json
 from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
@@ -103,7 +104,7 @@ def initialize(
         boxes = _by_path(jax.eval_shape(task.init, jax.random.key(0)), is_leaf=lambda x: hasattr(x, "names"))
         foreign = {path for path, box in boxes.items() if "vocab" in box.names}
     taken, report = take(config, state.params, there, foreign)
-    if jax.process_index() == 0:
+    if is_main():
         write_json(run.path / "initialization.json", report.as_json())
     return put(state, taken, optimizer), report
 

@@ -7,6 +7,7 @@ interrupted run ends where an uninterrupted one does.
 
 import dataclasses
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -17,24 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax.data.batches import Batches
+from transformer_jax.data.batches import START, Batches
 from transformer_jax.data.cache import cache_directory
+from transformer_jax.distributed import from_main, is_main, main_first, peers
 from transformer_jax.errors import RunFailed, UserError
 from transformer_jax.experiment import EvaluationConfig, RunConfig, parse_config, plain
 from transformer_jax.families.family import Experiment
 from transformer_jax.families.registry import find_family
 from transformer_jax.run_directory import RunDirectory
-from transformer_jax.sharding import make_mesh, place_batch
+from transformer_jax.sharding import make_mesh, own_blocks, place_batch
 from transformer_jax.training import replay
 from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
 from transformer_jax.training.guard import GuardState
 from transformer_jax.training.initialization import adopt_tokenizer, initialize
-from transformer_jax.training.metric_writer import MetricWriter, read_metrics
+from transformer_jax.training.metric_writer import MetricWriter, NoMetrics, read_metrics
 from transformer_jax.training.optimizers import evaluation_parameters, learning_rate, make_optimizer
-from transformer_jax.training.processes import peers
 from transformer_jax.training.progress import Progress
 from transformer_jax.training.resuming import safe_changes
 from transformer_jax.training.saved_steps import SavedSteps, to_stderr
@@ -80,15 +82,28 @@ def train(mapping: Any, workdir: str | Path) -> Outcome:
     fresh = not os.path.exists(Path(workdir) / "config.json")  # Path.exists raises without permission
     with StopRequests() as stop, peers():
         try:
-            with (
-                RunDirectory.create_or_resume(workdir, plain(mapping), safe=safe_changes(workdir, config)) as run,
-                _nothing_half_made(run, fresh),
-            ):
+            opened = main_first(
+                lambda: RunDirectory.create_or_resume(workdir, plain(mapping), safe=safe_changes(workdir, config)),
+                others=lambda: _open_shared(workdir),
+            )
+            with opened as run, _nothing_half_made(run, fresh):
                 enable_compilation_cache()
-                adopt_tokenizer(config.initialize, run)
-                return Trainer(config, run, mesh, find_family(config.family).prepare(config, run), stop).train()
+                from_main(lambda: adopt_tokenizer(config.initialize, run))
+                # The main process first: what it downloads, makes and caches, the others then find.
+                experiment = main_first(lambda: find_family(config.family).prepare(config, run))
+                return Trainer(config, run, mesh, experiment, stop).train()
         except Terminated:
             return Outcome(SavedSteps(Path(workdir) / "checkpoints").latest_step() or 0, finished=False)
+
+
+def _open_shared(workdir: str | Path) -> RunDirectory:
+    try:
+        return RunDirectory.open(workdir)
+    except UserError as error:
+        raise UserError(
+            f"{workdir} is not there on {platform.node()}, although the main process made it: all processes of a run "
+            "need one directory, on a file system that they share."
+        ) from error
 
 
 @contextmanager
@@ -158,18 +173,19 @@ class Trainer:
         with self.checkpoints:
             found = self.checkpoints.restore_latest(self.shapes)
             self.first, self.state, position = found if found else (0, self._start(), None)
-            if self.first >= total or (found and exhausted(_until(self.run.metrics, self.first), evaluation)):
+            complete = lambda: exhausted(_until(self.run.metrics, self.first), evaluation)
+            if self.first >= total or (found and from_main(complete)):
                 return Outcome(self.first, finished=True)
             self.number, self.iterator = self.first, self._data(position)
             with (
-                MetricWriter(self.run.path, resume_step=self.first if found else -1) as self.writer,
-                Progress(total, self.first) as self.progress,
+                self._metric_writer(self.first if found else -1) as self.writer,
+                Progress(total, self.first, silent=not is_main()) as self.progress,
             ):
                 parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.shapes.params))
                 self.progress.message(self.batches.describe())
-                self.progress.message(
-                    f"parameters     {parameters:,} on {self.mesh.size} device(s), mesh {dict(self.mesh.shape)}"
-                )
+                processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+                devices = f"{self.mesh.size} device(s){processes}, mesh {dict(self.mesh.shape)}"
+                self.progress.message(f"parameters     {parameters:,} on {devices}")
                 if found:
                     self.progress.message(f"continuing     from step {self.first} of {total}")
                 begin = time.monotonic()
@@ -203,7 +219,7 @@ class Trainer:
             self.window.pause()
             weights = self._evaluation_weights() if due else self.state.params
             metrics = self._evaluate(weights) if due else {}
-            early = due and exhausted(read_metrics(self.run.metrics), evaluation)
+            early = due and from_main(lambda: exhausted(read_metrics(self.run.metrics), evaluation))
             ending = last or early or stopping
             if number > self.first and (ending or planned):
                 self._save(metrics, weights, interim=not (planned or early))
@@ -220,7 +236,7 @@ class Trainer:
     def _step(self) -> None:
         batch = next(self.iterator)
         placed = place_batch(self.mesh, batch)
-        step = self.compiled[batch_kind(batch)]
+        step = self.compiled[batch_kind(placed)]
         every = self.config.guard.replay_every_steps
         self.number += 1
         if every and self.number % every == 0:
@@ -230,18 +246,22 @@ class Trainer:
                 self._stop_irreproducible(before, placed, measured, different)
         else:
             self.state, measured = step(self.state, placed)
-        self.window.add(Step(self.number, batch, batch[self.batches.counted].size, self.iterator.position, measured))
+        self.window.add(Step(self.number, batch, placed[self.batches.counted].size, self.iterator.position, measured))
 
     def _data(self, position: Mapping[str, int] | None) -> Any:
         """Batches from a position on, None being the first."""
-        return self.batches.iterator(position) if position else self.batches.iterator()
+        return self.batches.iterator(position or START, *own_blocks(self.mesh))
+
+    def _metric_writer(self, resume_step: int) -> MetricWriter:
+        return MetricWriter(self.run.path, resume_step) if is_main() else NoMetrics()
 
     def _start(self) -> TrainState:
         """The state of step 0."""
         state: TrainState = self.create()
         if self.config.initialize.run:
             state, report = initialize(self.config.initialize, self.run, self.task, state, self.optimizer)
-            to_stderr(str(report))
+            if is_main():
+                to_stderr(str(report))
         return state
 
     def _recall(self, step: int) -> None:
@@ -274,8 +294,7 @@ class Trainer:
             # Not what an interruption saved in between: the mean is the same as in a run without one.
             earlier = checkpoints.good(config.evaluation.average - 1)
             for step in earlier:
-                tree = checkpoints.restore_parameters(step)
-                params = jax.tree.map(lambda p, other: p + jax.device_put(np.asarray(other), p.sharding), params, tree)
+                params = jax.tree.map(jnp.add, params, checkpoints.restore_parameters(step, like=params))
             params = jax.tree.map(lambda p: p / (len(earlier) + 1), params)
         return params
 

@@ -108,6 +108,22 @@ class MetricWriter:
         self.close()
 
 
+class NoMetrics(MetricWriter):
+    """Writes nothing: for every process of a run but the main one."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, in order, every value a float. A last line torn by a kill is left out.
 

@@ -20,17 +20,24 @@ class Progress:
       initial_step: the step it starts from: more than 0 after a resume, so that the time left stays right.
       stream: a terminal gets a bar, all else plain lines.
       seconds: between two plain lines.
+      silent: shows nothing, for all processes of a run but one.
     """
 
     def __init__(
-        self, total_steps: int, initial_step: int = 0, stream: TextIO | None = None, seconds: float = 20.0
+        self,
+        total_steps: int,
+        initial_step: int = 0,
+        stream: TextIO | None = None,
+        seconds: float = 20.0,
+        silent: bool = False,
     ) -> None:
+        self._silent = silent
         self._stream = sys.stderr if stream is None else stream
         self._total, self._initial, self._seconds = total_steps, initial_step, seconds
         self._start: float | None = None
         self._printed = -float("inf")
         self._bar: tqdm | None = None
-        if self._stream.isatty():
+        if self._stream.isatty() and not silent:
             self._bar = tqdm(
                 total=total_steps, initial=initial_step, unit="step", file=self._stream, dynamic_ncols=True
             )
@@ -58,7 +65,7 @@ class Progress:
         """Prints a line of its own, above the bar."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
-        else:
+        elif not self._silent:
             print(text, file=self._stream, flush=True)
 
     def close(self) -> None:

@@ -16,7 +16,15 @@ from jax.sharding import PartitionSpec as P
 
 from transformer_jax.data.batches import BatchSpec
 from transformer_jax.models.layers import row_seeds
-from transformer_jax.sharding import BATCH, parameter_shardings, state_shardings
+from transformer_jax.sharding import (
+    BATCH,
+    at_use,
+    manual_axes,
+    manual_specs,
+    parameter_shardings,
+    parameter_specs,
+    state_shardings,
+)
 from transformer_jax.training.guard import GuardConfig, GuardState, choose
 from transformer_jax.training.losses import Sums
 from transformer_jax.training.tasks import Batch, Task
@@ -55,14 +63,17 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
 def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..., tuple[Sums, Any]]:
     """``f(params, batch, seeds) -> (sums, gradients)``, both summed over the global batch.
 
-    The data axis is explicit: each of its groups computes gradients of its rows, ``accumulation`` microbatches one
-    after the other, and one all-reduce adds them up. The fsdp and tensor axes are left to the compiler.
+    The axes data and fsdp are explicit: each of their groups computes gradients of its rows, ``accumulation``
+    microbatches one after the other. Parameters sharded over fsdp are gathered at their use and their gradients
+    scattered back (`sharding.gather`); one all-reduce then adds up the rest. The tensor axis is left to the compiler.
     """
+    axes, specs = manual_axes(mesh), parameter_specs(mesh, jax.eval_shape(task.init, jax.random.key(0)))
     whole = mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
 
     def local(params: Any, batch: Batch, seeds: Array) -> tuple[Sums, Any]:
         def one(batch: Batch, seeds: Array) -> tuple[Sums, Any]:
-            (_, sums), gradients = jax.value_and_grad(task.loss, has_aux=True)(params, batch, seeds)
+            loss = lambda parts: task.loss(at_use(parts, specs), batch, seeds)
+            (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
             return sums, gradients
 
         if accumulation == 1:
@@ -72,19 +83,28 @@ def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..
             shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             total, _ = jax.lax.scan(lambda t, x: (jax.tree.map(jnp.add, t, one(*x)), None), zeros, parts)
-        if mesh.shape["data"] == 1:
+        if not axes:
             return total
-        if not whole:
-            return jax.lax.psum(total, "data")
-        # One all-reduce of one flat array: on a CPU each reduction costs a rendezvous of all device threads.
-        flat, unflatten = ravel_pytree(total)
-        return unflatten(jax.lax.psum(flat, "data"))
+        if whole:
+            # One all-reduce of one flat array: on a CPU each reduction costs a rendezvous of all device threads.
+            flat, unflatten = ravel_pytree(total)
+            return unflatten(jax.lax.psum(flat, axes))
+        sums, gradients = total
+        others = lambda spec: tuple(axis for axis in axes if axis not in spec)
+        gradients = jax.tree.map(lambda g, s: jax.lax.psum(g, others(s)) if others(s) else g, gradients, specs)
+        return jax.lax.psum(sums, axes), gradients
 
-    if mesh.shape["data"] == 1:
-        return local  # besides, the partitioner refuses a manual axis of one beside larger automatic ones
-    rows = P("data")
+    return over_rows(mesh, local, specs, (P(), manual_specs(specs)))
+
+
+def over_rows(mesh: Mesh, local: Callable[..., Any], specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """``local(params, batch, seeds)`` as one program of the mesh, in which each device sees its own rows."""
+    axes = manual_axes(mesh)
+    if not axes:
+        return local
+    in_specs = (manual_specs(specs), P(axes), P(axes))
     return jax.shard_map(
-        local, mesh=mesh, in_specs=(P(), rows, rows), out_specs=P(), axis_names={"data"}, check_vma=False
+        local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=False
     )
 
 
@@ -155,9 +175,16 @@ def make_train_step(
     )
 
 
-def make_evaluation_step(task: Task) -> Callable[[Any, Batch], Sums]:
-    """Jitted ``f(params, batch) -> sums`` without dropout."""
-    return jax.jit(lambda params, batch: task.loss(params, batch, None)[1])
+def make_evaluation_step(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Sums]:
+    """Jitted ``f(params, batch) -> sums`` over the global batch, without dropout; on every device the same."""
+    axes, specs = manual_axes(mesh), parameter_specs(mesh, jax.eval_shape(task.init, jax.random.key(0)))
+
+    def local(params: Any, batch: Batch, seeds: None) -> Sums:
+        sums = task.loss(at_use(params, specs), batch, seeds)[1]
+        return jax.lax.psum(sums, axes) if axes else sums
+
+    run = over_rows(mesh, local, specs, P())
+    return jax.jit(lambda params, batch: run(params, batch, None), out_shardings=NamedSharding(mesh, P()))
 
 
 def abstract_batch(mesh: Mesh, spec: BatchSpec) -> Batch:
