@@ -82,6 +82,16 @@ def _matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, params)
 
 
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients down to a global norm; ``update`` takes their norm where it is known already."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any) -> tuple[Any, Any]:
+        norm = optax.global_norm(updates) if norm is None else norm
+        return jax.tree.map(lambda g: g * jnp.minimum(1.0, max_norm / norm), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """The update rule: clipping, then the named optimizer with its schedule."""
     rate = learning_rate(config, total_steps)
@@ -104,7 +114,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,  # updates as large as Adam's, so that one learning rate serves both (Liu et al. 2025)
         )
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clip = clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, optimizer)
 
 

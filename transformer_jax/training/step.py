@@ -29,6 +29,8 @@ from transformer_jax.training.guard import GuardConfig, GuardState, choose
 from transformer_jax.training.losses import Sums
 from transformer_jax.training.tasks import Batch, Task
 
+SQUARED_NORM = "squared_norm"
+
 
 @struct.dataclass
 class TrainState:
@@ -61,7 +63,8 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..., tuple[Sums, Any]]:
-    """``f(params, batch, seeds) -> (sums, gradients)``, both summed over the global batch.
+    """``f(params, batch, seeds) -> (sums, gradients)``, both summed over the global batch; with the sums the squared
+    norm of the gradients, float32[].
 
     The axes data and fsdp are explicit: each of their groups computes gradients of its rows, ``accumulation``
     microbatches one after the other. Parameters sharded over fsdp are gathered at their use and their gradients
@@ -88,13 +91,21 @@ def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..
         if whole:
             # One all-reduce of one flat array: on a CPU each reduction costs a rendezvous of all device threads.
             flat, unflatten = ravel_pytree(total)
-            return unflatten(jax.lax.psum(flat, axes))
+            flat = jax.lax.psum(flat, axes)
+            sums, gradients = unflatten(flat)
+            return sums | {SQUARED_NORM: jnp.sum(jnp.square(flat[len(sums) :]))}, gradients
         sums, gradients = total
         others = lambda spec: tuple(axis for axis in axes if axis not in spec)
         gradients = jax.tree.map(lambda g, s: jax.lax.psum(g, others(s)) if others(s) else g, gradients, specs)
         return jax.lax.psum(sums, axes), gradients
 
-    return over_rows(mesh, local, specs, (P(), manual_specs(specs)))
+    summed = over_rows(mesh, local, specs, (P(), manual_specs(specs)))
+
+    def with_norm(params: Any, batch: Batch, seeds: Array) -> tuple[Sums, Any]:
+        sums, gradients = summed(params, batch, seeds)
+        return {SQUARED_NORM: jnp.square(optax.global_norm(gradients)), **sums}, gradients
+
+    return with_norm
 
 
 def over_rows(mesh: Mesh, local: Callable[..., Any], specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -140,6 +151,7 @@ def make_train_step(
     Where the guard refuses a step, the state keeps all but its counters.
     """
     gradients_of = sums_and_gradients(task, mesh, accumulation)
+    rule = optax.with_extra_args_support(optimizer)
 
     def gradients(params: Any, batch: Batch, step: Array) -> tuple[Sums, Any]:
         rows = jax.tree.leaves(batch)[0].shape[0]
@@ -147,8 +159,10 @@ def make_train_step(
         return gradients_of(params, batch, jax.lax.with_sharding_constraint(seeds, NamedSharding(mesh, BATCH)))
 
     def update(state: TrainState, sums: Sums, gradients: Any) -> tuple[TrainState, dict[str, Array]]:
-        gradients = jax.tree.map(lambda g: g / jnp.maximum(sums["tokens"], 1.0), gradients)
-        norm = optax.global_norm(gradients)
+        tokens = jnp.maximum(sums["tokens"], 1.0)
+        gradients = jax.tree.map(lambda g: g / tokens, gradients)
+        sums = dict(sums)
+        norm = jnp.sqrt(sums.pop(SQUARED_NORM)) / tokens
         good, watched = guard.examine(state.guard, state.step, sums["loss"], norm)
         metrics = {
             **sums,
@@ -157,7 +171,7 @@ def make_train_step(
             "skipped_steps": watched.skipped,
             "skipped_in_a_row": watched.in_a_row,
         }
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = rule.update(gradients, state.opt_state, state.params, norm=norm)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
         if average is not None:
