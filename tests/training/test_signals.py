@@ -32,6 +32,18 @@ def test_before_there_are_steps_a_signal_interrupts(number, raised):
         signal.raise_signal(number)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_is_lost_is_remembered():
+    class Signals:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with StopRequests() as stop:
+        Signals()
+        stop.finish_steps()
+        assert stop.agreed()
+
+
 def test_in_another_thread_signals_are_left_alone():
     before, found = signal.getsignal(signal.SIGTERM), []
 

@@ -82,12 +82,9 @@ class StopRequests:
             os.close(end)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._finish_steps:
-            self._asked.set()
-        elif number == signal.SIGTERM:
-            raise Terminated
-        else:
-            raise KeyboardInterrupt
+        self._asked.set()  # in any case: what is raised below is lost where Python cannot raise, as in a destructor
+        if not self._finish_steps:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def _read(self, pipe: int) -> None:
         seen = False
