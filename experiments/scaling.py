@@ -6,12 +6,9 @@ For each model and mesh: bytes a device holds and sends, by formula and as compi
 can pretend to have. Takes a minute or so a model.
 """
 
-from absl import flags
-
 from experiments import command_line
 from transformer_jax.errors import UserError
 
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the computation")
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 1, 4), (2, 2, 2))
 
 
@@ -27,7 +24,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"There are {jax.device_count()} devices; set JAX_NUM_CPU_DEVICES=8 and JAX_PLATFORMS=cpu.")
     for size in arguments:
         for mesh in MESHES:
-            print(format_comparison(size, make_mesh(MeshConfig(*mesh)), Rows(32, 128, 128), DTYPE.value), flush=True)
+            print(format_comparison(size, make_mesh(MeshConfig(*mesh)), Rows(32, 128, 128)), flush=True)
 
 
 if __name__ == "__main__":

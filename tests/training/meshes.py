@@ -28,6 +28,7 @@ DECODING = DecodingConfig(
     n_best=2,
     length_penalty=0.6,
     coverage_penalty=0.0,
+    patience=1.0,
     min_length=1,
     max_length_factor=1.0,
     max_length_offset=5,

@@ -163,9 +163,8 @@ def collectives(text: str, mesh: Mesh, unknown_trips: int) -> list[Collective]:
 
 
 def _sent(kind: str, result: str, group: int) -> float:
-    size = sum(
-        _BYTES[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in _ARRAY.findall(result)
-    )
+    count = lambda dims: math.prod(map(int, filter(None, dims.split(","))))
+    size = sum(_BYTES[dtype] * count(dims) for dtype, dims in _ARRAY.findall(result))
     share = (group - 1) / group
     return {"all-gather": share, "reduce-scatter": group * share, "all-reduce": 2 * share}.get(kind, 1.0) * size
 
@@ -226,16 +225,23 @@ def measure(c: TransformerConfig, mesh: Mesh, rows: Rows) -> Measured:
     )
 
 
-def format_comparison(size: str, mesh: Mesh, rows: Rows, dtype: str) -> str:
-    """Formula beside XLA, in MB, for a terminal."""
-    c = model(size, dtype=dtype)
-    cost, found = predict(c, *mesh.shape.values(), rows), measure(c, mesh, rows)
+def format_comparison(size: str, mesh: Mesh, rows: Rows) -> str:
+    """Formula beside XLA for a terminal; float32, since XLA sends no bfloat16 between CPUs."""
+    c = model(size)
+    d, f, t = mesh.shape.values()
+    cost, found = predict(c, d, f, t, rows), measure(c, mesh, rows)
     sent = found.sent()
-    lines = [
-        f"{size}, {dtype}, {dict(mesh.shape)}: {sum(parameters(c).values()):,} parameters; {'formula':>26} {'XLA':>9}"
+    table: list[tuple[str, float, float]] = [
+        ("state held", cost.state, found.state),
+        ("gradients", cost.gradients, found.gradients),
     ]
-    table = [("state held", cost.state, found.state), ("gradients", cost.gradients, found.gradients)]
     table += [(f"sent over {axis}", cost.sent.get(axis, 0.0), sent.get(axis, 0.0)) for axis in {**cost.sent, **sent}]
-    table += [("gathered, activations, scratch", math.nan, found.temporary)]
-    lines += [f"  {name:<32} {want / 1e6:>10,.1f} {got / 1e6:>10,.1f} MB" for name, want, got in table if want or got]
-    return "\n".join([*lines, f"  {'computed':<32} {cost.flops / 1e9:>10,.1f} GFLOP"])
+    return "\n".join(
+        [
+            f"{size}: {sum(parameters(c).values()):,} parameters, {dict(mesh.shape)}",
+            f"  {'MB of a device':<32} {'formula':>10} {'XLA':>10}",
+            *(f"  {name:<32} {want / 1e6:>10,.1f} {got / 1e6:>10,.1f}" for name, want, got in table if want or got),
+            f"  {'activations and scratch':<32} {'':>10} {found.temporary / 1e6:>10,.1f}",
+            f"  {'GFLOP computed':<32} {cost.flops / 1e9:>10,.1f}",
+        ]
+    )

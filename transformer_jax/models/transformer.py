@@ -216,7 +216,7 @@ class Layer(nn.Module):
 
 
 # Gathering is a custom_vjp; the others only arrange anew what was gathered.
-_OF_WEIGHTS = {"custom_vjp_call", "broadcast_in_dim", "concatenate", "reshape", "transpose"}
+_OF_WEIGHTS = {"custom_vjp_call", "broadcast_in_dim", "concatenate", "reshape", "stack", "transpose"}
 REMAT_POLICIES = {
     "weights": lambda primitive, *_, **__: primitive.name not in _OF_WEIGHTS,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
