@@ -26,7 +26,7 @@ for name, (mesh, changes) in {
     c = model("tiny", **changes)
     cost, found = predict(c, *mesh, rows), measure(c, make_mesh(MeshConfig(*mesh)), rows)
     results[name] = {
-        "formula": {"state": cost.state, "gradients": cost.gradients, "sent": cost.sent},
+        "formula": {"state": cost.state, "gradients": cost.gradients, "sent": cost.sent, "kept": cost.kept},
         "found": {"state": found.state, "gradients": found.gradients, "sent": found.sent()},
         "kinds": sorted({(one.kind, one.axes) for one in found.collectives if one.sent}),
         "temporary": found.temporary,
@@ -62,6 +62,8 @@ def test_formula_and_compiler_agree(results: dict[str, Any], case: str) -> None:
         assert found["sent"][axis] == pytest.approx(sent, rel=0.01), axis
     rest = sum(sent for axis, sent in found["sent"].items() if axis not in wanted)
     assert rest < 0.001 * sum(wanted.values())
+    if case != "fsdp kept":  # what is kept besides the gathered weights
+        assert results[case]["temporary"] == pytest.approx(formula["kept"], rel=0.3)
 
 
 def test_only_what_one_would_write_is_sent(results: dict[str, Any]) -> None:

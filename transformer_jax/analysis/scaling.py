@@ -71,6 +71,7 @@ class Cost:
 
     state: int
     gradients: int
+    kept: float  # for the backward pass, with the largest of what the loss holds
     sent: dict[str, float]
     flops: float
 
@@ -101,9 +102,15 @@ def predict(c: TransformerConfig, d: int, f: int, t: int, rows: Rows) -> Cost:
     scattered = FLOAT * (layers + table / t)
     whole = FLOAT * (counts[False, True] / t + counts[False, False])  # not split over fsdp, so added up over it
     activations = w * D * (E * 4 * s + L * (6 * n + s)) + FLOAT * D * (s + n + 2 * n)
+    scores = 2 * FLOAT * rows.count * c.num_heads / t
+    encoder = w * s * (4 * D + (4 * D + 2 * c.d_ff) / t) + scores * rows.source**2
+    decoder = w * n * (6 * D + (6 * D + 2 * c.d_ff) / t) + w * s * 2 * D / t
+    decoder += scores * rows.target * (rows.target + rows.source)
+    loss = FLOAT * (2 * CHUNK * c.target_vocab_size / t + 3 * n * D)
     return Cost(
         state=FLOAT * 3 * held,
         gradients=FLOAT * held,
+        kept=E * encoder + L * decoder + loss,
         sent={
             "data": 2 * once(FLOAT * held - whole, d) if f > 1 else 2 * once(FLOAT * held, d),
             "fsdp": once(gathered + scattered, f) + (2 * once(whole, f) if d == 1 else 0),
@@ -241,7 +248,7 @@ def format_comparison(size: str, mesh: Mesh, rows: Rows) -> str:
             f"{size}: {sum(parameters(c).values()):,} parameters, {dict(mesh.shape)}",
             f"  {'MB of a device':<32} {'formula':>10} {'XLA':>10}",
             *(f"  {name:<32} {want / 1e6:>10,.1f} {got / 1e6:>10,.1f}" for name, want, got in table if want or got),
-            f"  {'activations and scratch':<32} {'':>10} {found.temporary / 1e6:>10,.1f}",
+            f"  {'activations and scratch':<32} {cost.kept / 1e6:>10,.1f} {found.temporary / 1e6:>10,.1f}",
             f"  {'GFLOP computed':<32} {cost.flops / 1e9:>10,.1f}",
         ]
     )
