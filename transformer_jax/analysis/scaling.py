@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from transformer_jax.data.batches import ArraySpec
 from transformer_jax.models.transformer import EncoderDecoder, TransformerConfig
-from transformer_jax.training.optimizers import OptimizerConfig, learning_rate, make_optimizer
-from transformer_jax.training.step import abstract_batch, abstract_state, make_train_step
+from transformer_jax.sharding import BATCH
+from transformer_jax.training.optimizers import OptimizerConfig, make_optimizer
+from transformer_jax.training.step import abstract_batch, abstract_state, sums_and_gradients
 from transformer_jax.training.tasks import TaskConfig, TranslationTask
 
 FLOAT = 4  # bytes of parameters, moments and gradients
@@ -216,12 +217,14 @@ def measure(c: TransformerConfig, mesh: Mesh, rows: Rows) -> Measured:
     task = TranslationTask(EncoderDecoder(c), TaskConfig(0.1, "none", 0.0, 0.0, CHUNK))
     optimizer = make_optimizer(ADAM, 1000)
     shapes, _ = abstract_state(task, optimizer, mesh, 0, ema=False)
-    rate = learning_rate(ADAM, 1000)
-    step = make_train_step(task, optimizer, rate, mesh, shapes, seed=0, accumulation=1, ema_decay=0.0)
     whole = rows.count * mesh.shape["data"] * mesh.shape["fsdp"]
     lengths = {"source": rows.source, "target": rows.target}
     batch = abstract_batch(mesh, {side: ArraySpec((whole, length), "int32") for side, length in lengths.items()})
-    program = step.gradients.lower(shapes.params, batch, shapes.step).compile()
+    seeds = jax.ShapeDtypeStruct((whole,), np.uint32, sharding=NamedSharding(mesh, BATCH))
+    lies = (shapes.step.sharding, jax.tree.map(lambda leaf: leaf.sharding, shapes.params))
+    program = (
+        jax.jit(sums_and_gradients(task, mesh, 1), out_shardings=lies).lower(shapes.params, batch, seeds).compile()
+    )
     held = program.memory_analysis()
     trips = -(-rows.count * rows.target // CHUNK)
     return Measured(
