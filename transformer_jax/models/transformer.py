@@ -215,13 +215,15 @@ class Layer(nn.Module):
         return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, None), None), cache
 
 
+# Gathering is a custom_vjp; the others only arrange anew what was gathered.
+_OF_WEIGHTS = {"custom_vjp_call", "broadcast_in_dim", "concatenate", "reshape", "stack", "transpose"}
 REMAT_POLICIES = {
-    "weights": lambda primitive, *_, **__: primitive is not jax.lax.all_gather_p,
+    "weights": lambda primitive, *_, **__: primitive.name not in _OF_WEIGHTS,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": None,
 }
-"""What a layer keeps for its backward pass: all but the weights gathered over fsdp, which are gathered again; the
-products with weights; its input alone. With "none", no policy: everything, gathered weights too."""
+"""What a layer keeps for its backward pass: all but the weights gathered over fsdp, which are gathered again, and
+norms; the products with weights; its input alone. With "none", no policy: everything, gathered weights too."""
 
 
 class Stack(nn.Module):
