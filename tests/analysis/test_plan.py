@@ -10,6 +10,8 @@ from transformer_jax.analysis.run import load_run
 from transformer_jax.errors import UserError
 from transformer_jax.training.loop import train
 
+pytestmark = pytest.mark.xdist_group("plan")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

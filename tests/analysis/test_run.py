@@ -16,6 +16,7 @@ from tests.made_files import CHECKOUT, CONFIG, overrides, write_pairs
 from transformer_jax.errors import UserError
 from transformer_jax.training.metric_writer import read_metrics
 
+pytestmark = pytest.mark.xdist_group("run")
 SOURCES, TARGETS = ["one two three", "four"], ["eins zwei drei", "fünf"]
 SCORE = """
 import json, sys, jax, transformer_jax

@@ -25,7 +25,7 @@ from transformer_jax.training.metric_writer import LOWER_IS_BETTER, read_metrics
 from transformer_jax.training.saved_steps import SavedSteps
 
 POLL_SECONDS = 1.0
-SHOWN = ("bleu", "chrf", "perplexity", "bits_per_byte")  # of the test scores, in the list
+SHOWN = {"bleu": 2, "chrf": 2, "perplexity": 3, "bits_per_byte": 3}  # of the test scores, in the list; decimals
 
 
 def format_list(summaries: Sequence[Summary], form: Literal["table", "json", "csv"], folder: Path) -> str | Table:
@@ -52,7 +52,7 @@ def _cells(one: Summary, names: Mapping[str, str], folder: Path) -> list[str]:
         one.state,
         f"{one.step:,}/{one.total_steps:,}" if one.total_steps else "",
         "{} {:.4g} at {:,}".format(*one.best) if one.best else "",
-        _metrics({name: one.scores[name] for name in SHOWN if name in one.scores}),
+        "  ".join(f"{name} {one.scores[name]:.{digits}f}" for name, digits in SHOWN.items() if name in one.scores),
         str(timedelta(seconds=round(one.seconds))),
         " ".join(differs),
     ]
@@ -134,7 +134,7 @@ def format_diff(first: str | Path, second: str | Path) -> str:
     shown = [name for name in rows[0] if name != "path" and (rows[0][name], rows[1][name]) != (None, None)]
     table = [[name, *(_cell(row[name]) for row in rows)] for name in shown]
     width = max(len(row[1]) for row in table)
-    return "\n".join([*lines, "outcome", *(f"  {name:16} {x:{width}}   {y}" for name, x, y in table)])
+    return "\n".join([*lines, "outcome", *(f"  {name:28} {x:{width}}   {y}" for name, x, y in table)])
 
 
 def _cell(value: Any) -> str:
