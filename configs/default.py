@@ -59,6 +59,10 @@ def common() -> ConfigDict:
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+
+    config.tracking = ConfigDict()  # besides TensorBoard; each needs the extra of its name
+    config.tracking.wandb = ""  # project of Weights & Biases; empty: off
+    config.tracking.mlflow = ""  # experiment of MLflow; empty: off
     return config
 
 

@@ -1,40 +1,58 @@
 """Trains the experiment of a config in a run directory, or continues it.
 
     python experiments/train.py --config=configs/multi30k.py:tiny --workdir=runs/multi30k-tiny
+    python experiments/train.py --config=configs/multi30k.py:tiny --dry-run
 
 Any key can be set on the command line: --config.optimizer.peak_learning_rate=3e-3. Ctrl-C saves and exits with
-status 75; the same command continues where it stopped.
+status 75; the same command continues where it stopped. --dry-run prints what the run would be (config, sizes, memory,
+arithmetic, placement, time), and stops: nothing is written into the workdir, which need not be given.
 """
+
+import sys
 
 from absl import flags
 
 from experiments import command_line
+from transformer_jax.errors import UserError
 from transformer_jax.host import prepare_cpu
 
 CONFIG = command_line.define_config()
 DISTRIBUTED = command_line.define_distributed()
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "print what the run would be, and stop; also --dry-run")
 
 
 def main(arguments: list[str]) -> int:
+    workdir = WORKDIR.value
+    if workdir is None and not DRY_RUN.value:
+        raise UserError("--workdir is required.")
     prepare_cpu()
     from transformer_jax import distributed
+
+    distributed.start(DISTRIBUTED.value)
+    if workdir is None or DRY_RUN.value:
+        from transformer_jax.analysis.plan import make_plan
+        from transformer_jax.analysis.plan_report import format_plan
+
+        plan = format_plan(make_plan(CONFIG.value, workdir))
+        if distributed.is_main():
+            print(plan)
+        return 0
     from transformer_jax.families.registry import find_family
     from transformer_jax.training.loop import train
 
-    distributed.start(DISTRIBUTED.value)
-    outcome = train(CONFIG.value, WORKDIR.value)
+    outcome = train(CONFIG.value, workdir)
     if not distributed.is_main():
         return 0 if outcome.finished else command_line.INTERRUPTED
     state = "finished" if outcome.finished else "interrupted and saved"
-    print(f"{WORKDIR.value}: {state} at step {outcome.step}")
+    print(f"{workdir}: {state} at step {outcome.step}")
     if not outcome.finished:
         print("The same command continues from there.")
         return command_line.INTERRUPTED
     commands = find_family(CONFIG.value.family).commands
-    print("Next: " + "   ".join(f"python {command} {WORKDIR.value}" for command in commands))
+    print("Next: " + "   ".join(f"python {command} {workdir}" for command in commands))
     return 0
 
 
 if __name__ == "__main__":
-    command_line.run_main(main)
+    command_line.run_main(main, (), ["--dry_run" if word == "--dry-run" else word for word in sys.argv[1:]])

@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "analysis": {
         "errors",
+        "config",
         "distributed",
         "run_directory",
         "models",

@@ -11,9 +11,9 @@ from transformer_jax.sharding import MeshConfig
 from transformer_jax.training.checkpoints import EVALUATED
 from transformer_jax.training.guard import GuardConfig
 from transformer_jax.training.initialization import InitializeConfig
+from transformer_jax.training.metric_writer import LOWER_IS_BETTER
 from transformer_jax.training.optimizers import OptimizerConfig
-
-LOWER_IS_BETTER = ("loss", "nll", "perplexity", "bits_per_byte")
+from transformer_jax.training.tracking import TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class RunConfig:
     checkpoints: CheckpointConfig
     evaluation: EvaluationConfig
     mesh: MeshConfig
+    tracking: TrackingConfig
 
     @property
     def rows(self) -> tuple[str, int]:

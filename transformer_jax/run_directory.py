@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Self
@@ -26,6 +27,7 @@ SAFE_TO_CHANGE: tuple[str, ...] = (
     "decoding.",
     "guard.",
     "mesh.",
+    "tracking.",
     "training.accumulation",
     "task.loss_chunk",
     "model.remat",
@@ -33,6 +35,8 @@ SAFE_TO_CHANGE: tuple[str, ...] = (
 )
 
 LOCK = ".lock"
+AVERAGED = "averaged.json"
+"""In a run that is a mean of checkpoints: of which."""
 
 
 class RunDirectory:
@@ -71,7 +75,7 @@ class RunDirectory:
         try:
             run = cls(path, lock)
             if run._is_run():
-                changed = run._check_same_experiment(json.loads(text), safe)
+                changed = run.check_same_experiment(json.loads(text), safe)
             else:
                 _refuse_other_contents(path)
                 changed = []
@@ -170,6 +174,18 @@ class RunDirectory:
                 "is written; put it back and run the same command again, or choose another --workdir."
             )
 
+    def holder(self) -> str | None:
+        """The process that is writing to the run, as "process 7 on host"; None if none is."""
+        try:
+            with (self.path / LOCK).open(encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return file.read().strip() or "another process"
+        except OSError:
+            pass  # no lock was ever taken, or it is not for us to read
+        return None
+
     def close(self) -> None:
         """Lets another process continue the run."""
         if self._lock is not None:
@@ -185,8 +201,12 @@ class RunDirectory:
     def _is_run(self) -> bool:
         return (self.path / "config.json").is_file()
 
-    def _check_same_experiment(self, config: dict[str, Any], safe: Sequence[str]) -> list[str]:
-        """Returns the differences that are safe; raises for the others."""
+    def check_same_experiment(self, config: dict[str, Any], safe: Sequence[str] = ()) -> list[str]:
+        """The differences between the run's config and this one, if a resumed run may have them.
+
+        Args: safe: keys that may differ besides SAFE_TO_CHANGE.
+        Raises: UserError when another differs; names what does.
+        """
         changes = differences(self.config, config)
         unsafe = [line for line in changes if not _is_safe(line.split(":")[0], (*SAFE_TO_CHANGE, *safe))]
         if unsafe:
@@ -284,7 +304,7 @@ def _lock(path: Path) -> IO[str]:
             f"The run directory {path} is not writable: {error.strerror}. Choose another --workdir."
         ) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(file)
     except BlockingIOError:
         file.seek(0)
         holder = file.read().strip() or "another process"
@@ -294,6 +314,16 @@ def _lock(path: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {platform.node()}\n")
     file.flush()
     return file
+
+
+def _take(file: IO[str]) -> None:
+    """Locks the file; tries again for a moment, in which somebody may only be looking (`RunDirectory.holder`)."""
+    for _ in range(4):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _refuse_other_contents(path: Path) -> None:

@@ -3,14 +3,14 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformer_jax.errors import UserError
 
 TORCH = "torch==2.13.0"  # the CPU build, where pip's index has one: it is enough, and gigabytes smaller
 REQUIREMENTS = {
-    "marian": (TORCH, "numpy==2.4.6", "transformers==5.23.0"),
+    "marian": (TORCH, "numpy==2.4.6", "transformers==5.23.0", "sentencepiece==0.2.3"),
     "joeynmt": (TORCH, "numpy==2.4.6", "joeynmt==2.3.0", "importlib_metadata"),
     "ctranslate2": ("numpy==2.4.6", "ctranslate2==4.8.5"),
 }
@@ -30,12 +30,15 @@ def interpreter(folder: Path, peer: str) -> Path:
     return python
 
 
-def run(command: Sequence[str], log: Path) -> None:
+def run(command: Sequence[str], log: Path, settings: Mapping[str, str] | None = None) -> None:
     """Runs a command with its output in ``log``, without what this process was told about its own devices.
+
+    Args: settings: environment variables for it.
 
     Raises: UserError when it fails, with the end of the log.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMER_JAX_PREPARED"}
+    environment |= settings or {}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     with log.open("w") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)

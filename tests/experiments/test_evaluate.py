@@ -90,7 +90,7 @@ def test_load_run_opens_every_choice(trained):
     assert load_run(trained, "average:2").steps == [40, 60]
     assert not np.array_equal(flat(run.load("ema")), step[60])
     # Best is what evaluation scored: here the mean of the checkpoints up to it.
-    bleu = {row["step"]: row["value"] for row in run.history() if row["name"] == "bleu"}
+    bleu = run.history()["validation/bleu"].dropna().to_dict()
     best = max(bleu, key=lambda number: (bleu[number], number))
     assert run.steps == [best]
     used = [step[number] for number in (20, 40, 60) if number <= best]

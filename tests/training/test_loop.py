@@ -45,7 +45,7 @@ def test_it_learns_a_toy_task(data, tmp_path):
     folder = write_pairs(tmp_path / "data", train=600, most_words=4)
     assert train(tiny_config(folder, **LEARNS), tmp_path / "run").finished
     run = load_run(tmp_path / "run")
-    losses = [r["value"] for r in run.history() if r["name"] == "loss" and r["split"] == "train"]
+    losses = run.history()["train/loss"].dropna().to_list()
     assert losses[-1] < 0.1 * losses[0]
     sources = (folder / "test.en").read_text().splitlines()
     targets = (folder / "test.de").read_text().splitlines()

@@ -9,13 +9,11 @@ import jax
 import numpy as np
 
 from transformer_jax.errors import UserError
-from transformer_jax.run_directory import RunDirectory, write_json
+from transformer_jax.run_directory import AVERAGED, RunDirectory, write_json
 from transformer_jax.training.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from transformer_jax.analysis.run import Run
-
-RECORD = "averaged.json"
 
 
 def mean(trees: Iterable[Any]) -> Any:
@@ -46,5 +44,5 @@ def save_average(run: "Run", output: str | Path) -> None:
         Checkpoints(averaged.checkpoints) as checkpoints,
     ):
         shutil.copytree(run.directory.tokenizer, averaged.tokenizer)
-        write_json(averaged.path / RECORD, {"run": str(run.directory.path), "steps": run.steps})
+        write_json(averaged.path / AVERAGED, {"run": str(run.directory.path), "steps": run.steps})
         checkpoints.save(run.steps[-1], {"params": params}, {}, {})

@@ -6,9 +6,10 @@ What else can be done with a run depends on its family, and is in the subclass o
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from transformer_jax.analysis.averaging import mean
@@ -19,7 +20,11 @@ from transformer_jax.models.transformer import Params, unroll
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.training.checkpoints import Checkpoints
+from transformer_jax.training.loop import enable_compilation_cache
 from transformer_jax.training.metric_writer import read_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Run:
@@ -47,9 +52,22 @@ class Run:
         """The checkpoints that `params` is made of."""
         return self._chosen[0]
 
-    def load(self, checkpoint: str) -> Params:
-        """The parameters of another choice, written as for `load_run`."""
-        return unroll(self._read(*self._choose(checkpoint)))
+    def load(self, checkpoint: str | int = "best", parts: Sequence[str] = ()) -> Params:
+        """The parameters of another choice, written as for `load_run`, or only parts of them.
+
+        Args:
+          parts: paths in the parameter tree, such as ("shared_embedding", "encoder"), which is what
+            ``run.model.apply({"params": …}, source, method="encode")`` needs; () is all. Of scanned layers,
+            whole stacks only: "encoder/layers", as they are stored.
+        Raises: UserError when there is no such checkpoint or part; names what there is.
+        """
+        steps, tree = self._choose(str(checkpoint))
+        if not parts:
+            return unroll(self._read(steps, tree))
+        chosen: dict[tuple[str, ...], Any] = {}
+        for part in parts:
+            chosen[tuple(part.split("/"))] = self._read(steps, f"{tree}/{part}")
+        return unroll(traverse_util.unflatten_dict(chosen))
 
     def _choose(self, checkpoint: str) -> tuple[list[int], str]:
         """Steps to average and the tree to read, from "best", "latest", a step, "average:N" or "ema"."""
@@ -80,9 +98,16 @@ class Run:
     def _read(self, steps: Sequence[int], tree: str) -> Params:
         return mean(self.checkpoints.restore_parameters(step, tree) for step in steps)
 
-    def history(self) -> list[dict[str, Any]]:
-        """All metrics written so far: dicts of step, split, name, value."""
-        return read_metrics(self.directory.metrics)
+    def history(self) -> "pd.DataFrame":
+        """All metrics written so far, float64: a row for each step, a column "SPLIT/NAME" for each metric.
+
+        NaN where a step has no such metric: ``run.history()["validation/bleu"].dropna()``.
+        """
+        import pandas as pd  # half a second, which who only translates need not wait for
+
+        rows = pd.DataFrame(read_metrics(self.directory.metrics), columns=["step", "split", "name", "value"])
+        columns = (rows["split"] + "/" + rows["name"]).rename(None)
+        return rows.pivot_table(index="step", columns=columns, values="value", aggfunc="last", sort=True, dropna=False)
 
     def evaluate(self, split: str, files: str | None, **settings: Any) -> tuple[dict[str, Any], str]:
         """Measures the run on a split of its dataset, or on files, and writes a record into its directory.
@@ -111,6 +136,8 @@ def decoding_mesh() -> Mesh | None:
 def load_run(path: str | Path, checkpoint: str = "best") -> Any:
     """Opens a run directory written on any machine and mesh.
 
+    Programs that are compiled from now on are kept for the next process, unless jax was given a folder for them.
+
     Args:
       checkpoint: "best" (as evaluated during training), "latest", a step, "average:N" (the mean of the newest N)
         or "ema".
@@ -122,4 +149,7 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Any:
     runs = {"translation": TranslationRun}
     directory = RunDirectory.open(path)
     config = parse_config(directory.config)
-    return runs[config.family](directory, config, checkpoint)
+    run = runs[config.family](directory, config, checkpoint)
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        enable_compilation_cache()
+    return run

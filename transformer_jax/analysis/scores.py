@@ -7,20 +7,36 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from transformer_jax.analysis.averaging import RECORD
 from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.distributed import is_main
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation.bleu import translation_scores
-from transformer_jax.run_directory import git_state, write_json, write_text
+from transformer_jax.run_directory import AVERAGED, git_state, write_json, write_text
 
 PACKAGES = ("jax", "flax", "numpy", "sacrebleu", "sentencepiece")
+
+
+@dataclass(frozen=True)
+class SentenceScores:
+    """What an evaluation found, sentence by sentence.
+
+    Attributes:
+      translations: the system's outputs.
+      log_probs: natural log-probability float64[N] of each reference, its end included; NaN where it, or its source,
+        is too long to be scored whole.
+      tokens: what that is the sum over, float64[N], the end included; NaN likewise.
+    """
+
+    translations: list[str]
+    log_probs: np.ndarray
+    tokens: np.ndarray
 
 
 def evaluate_run(
@@ -28,7 +44,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Translates sources, scores them, and writes ``scores/NAME.json`` and ``translations/NAME.txt`` in the run.
 
-    NAME follows from the data, the checkpoint and the decoding settings, so the same evaluation is one record.
+    NAME follows from the data, the checkpoint and the decoding settings, so the same evaluation is one record. Beside
+    it, ``scores/NAME.tsv`` has the log-probability and the number of tokens of each reference.
 
     Args:
       data: where the pairs are from; ``data["split"]`` starts the record's name.
@@ -36,14 +53,61 @@ def evaluate_run(
     Returns: the record.
     Raises: UserError when there are no pairs, or not as many references as sources.
     """
+    translator = run.translator(**decoding)
+    record, name = _settings(run, sources, references, data, asdict(translator.config))
+    begin = time.monotonic()
+    translations = translator.translate(list(sources))
+    seconds = time.monotonic() - begin
+    log_probs, tokens = reference_log_probs(run, sources, references)
+    record |= {
+        "scores": translation_scores(translations, references) | perplexity(log_probs, tokens),
+        "translation_seconds": seconds,
+        "translations": f"translations/{name}.txt",
+        "devices": [str(device) for device in jax.devices()],
+        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "git": git_state(Path(__file__).resolve().parents[2]),
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    text, columns, file = _files(run, name)
+    rows = (f"{p!r}\t{n!r}\n" for p, n in zip(log_probs.tolist(), tokens.tolist(), strict=True))
+    if is_main():
+        write_text(text, "".join(f"{line}\n" for line in translations))
+        write_text(columns, "".join(rows))
+        write_json(file, record)
+    return {**record, "file": str(file)}
+
+
+def sentence_scores(
+    run: TranslationRun, sources: Sequence[str], references: Sequence[str], data: dict[str, Any], **decoding: Any
+) -> SentenceScores:
+    """The sentences of this evaluation, read from its record if there is one, else as `evaluate_run` writes them."""
+    settings = asdict(run.decoding(**decoding))
+    _, name = _settings(run, sources, references, data, settings)
+    text, columns, file = _files(run, name)
+    if not (file.is_file() and columns.is_file()):
+        evaluate_run(run, sources, references, data, **decoding)
+    numbers = np.loadtxt(columns, ndmin=2)
+    return SentenceScores(text.read_text(encoding="utf-8").split("\n")[:-1], numbers[:, 0], numbers[:, 1])
+
+
+def _files(run: TranslationRun, name: str) -> tuple[Path, Path, Path]:
+    """The translations of a record, the scores of its references, and the record."""
+    inside = run.directory.inside
+    return inside(f"translations/{name}.txt"), inside(f"scores/{name}.tsv"), inside(f"scores/{name}.json")
+
+
+def _settings(
+    run: TranslationRun,
+    sources: Sequence[str],
+    references: Sequence[str],
+    data: dict[str, Any],
+    decoding: dict[str, Any],
+) -> tuple[dict[str, Any], str]:
+    """The part of a record that says what is evaluated, and the name that follows from it."""
     if not sources or len(sources) != len(references):
         raise UserError(
             f"{len(sources)} sources and {len(references)} references; there must be as many, at least one."
         )
-    translator = run.translator(**decoding)
-    begin = time.monotonic()
-    translations = translator.translate(list(sources))
-    seconds = time.monotonic() - begin
     text = "\n".join([*sources, "", *references])
     record: dict[str, Any] = {
         "data": {**data, "sentences": len(sources), "sha256": hashlib.sha256(text.encode()).hexdigest()},
@@ -52,47 +116,44 @@ def evaluate_run(
             "steps": run.steps,
             "weights": run.config.evaluation.weights,
         },
-        "decoding": asdict(translator.config),
+        "decoding": decoding,
     }
-    average = run.directory.path / RECORD
+    average = run.directory.path / AVERAGED
     if average.is_file():
         record["checkpoint"]["averaged"] = json.loads(average.read_text())
-    name = f"{data['split']}-{run.checkpoint.replace(':', '')}-{_digest(record)}"
-    record |= {
-        "scores": translation_scores(translations, references) | reference_perplexity(run, sources, references),
-        "translation_seconds": seconds,
-        "translations": f"translations/{name}.txt",
-        "devices": [str(device) for device in jax.devices()],
-        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "git": git_state(Path(__file__).resolve().parents[2]),
-        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-    file = run.directory.inside(f"scores/{name}.json")
-    if is_main():
-        write_text(run.directory.inside(f"translations/{name}.txt"), "".join(f"{line}\n" for line in translations))
-        write_json(file, record)
-    return {**record, "file": str(file)}
+    return record, f"{data['split']}-{run.checkpoint.replace(':', '')}-{_digest(record)}"
 
 
 def _digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def reference_perplexity(run: TranslationRun, sources: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Perplexity per target token, ends of sentence included; pairs too long to be scored whole are counted."""
+def reference_log_probs(
+    run: TranslationRun, sources: Sequence[str], references: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each pair the log-probability of the reference and its tokens, as in `SentenceScores`."""
     limit = run.config.decoding.max_source_length
-    encoded = zip(
-        run.tokenizers.source.encode(list(sources)),
-        run.tokenizers.target.encode(list(references)),
-        strict=True,
+    encoded = list(
+        zip(
+            run.tokenizers.source.encode(list(sources)),
+            run.tokenizers.target.encode(list(references)),
+            strict=True,
+        )
     )
-    fitting = [(s, t) for s, t in encoded if max(len(s), len(t)) < limit]
-    tokens = run.token_log_probs([s for s, _ in fitting], [t for _, t in fitting])
-    count = sum(map(len, tokens))
-    nll = -sum(float(row.sum()) for row in tokens) / max(count, 1)
+    fitting = [k for k, (s, t) in enumerate(encoded) if max(len(s), len(t)) < limit]
+    rows = run.token_log_probs([encoded[k][0] for k in fitting], [encoded[k][1] for k in fitting])
+    log_probs, tokens = np.full((2, len(encoded)), np.nan)
+    for k, row in zip(fitting, rows, strict=True):
+        log_probs[k], tokens[k] = row.sum(dtype=np.float64), len(row)
+    return log_probs, tokens
+
+
+def perplexity(log_probs: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    """Perplexity per target token, ends of sentence included; pairs that were not scored are counted."""
+    nll = -float(np.nansum(log_probs)) / max(float(np.nansum(tokens)), 1.0)
     return {
         "perplexity": math.exp(min(nll, 700.0)),
-        "perplexity_pairs_left_out": float(len(sources) - len(fitting)),
+        "perplexity_pairs_left_out": float(np.isnan(log_probs).sum()),
     }
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from transformer_jax.analysis.run import Run, decoding_mesh
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.parallel_text import read_pairs
-from transformer_jax.data.tokenizers import TokenizerPair, load_tokenizers
+from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair, load_tokenizers
+from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.scoring import Scorer
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.errors import UserError
@@ -28,19 +29,32 @@ class TranslationRun(Run):
     def tokenizers(self) -> TokenizerPair:
         return load_tokenizers(self.directory.tokenizer)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The one tokenizer of a joint vocabulary. Raises: UserError for a run that has two."""
+        if not self.config.tokenizer.joint:
+            raise UserError(
+                f"{self.directory.path} has two vocabularies: use run.tokenizers.source or run.tokenizers.target."
+            )
+        return self.tokenizers.source
+
     @cached_property
     def model(self) -> EncoderDecoder:
         """The unrolled model, whichever way it was trained; `params` fits it."""
         model = make_model(self.config, self.tokenizers)
         return EncoderDecoder(dataclasses.replace(model.config, scan_layers=False, remat="none"))
 
-    def translator(self, **overrides: Any) -> Translator:
-        """A translator with the run's decoding settings, changed by keyword: ``beam_size=1``, ``n_best=5`` …"""
+    def decoding(self, **overrides: Any) -> DecodingConfig:
+        """The run's decoding settings, changed by keyword: ``beam_size=1``, ``n_best=5`` …"""
         fields = {f.name for f in dataclasses.fields(self.config.decoding)}
         if unknown := sorted(set(overrides) - fields):
             raise UserError(f"decoding has no setting {unknown[0]!r}; known: {sorted(fields)}.")
-        decoding = dataclasses.replace(self.config.decoding, **overrides)
-        return Translator(IncrementalDecoder(self.model), self.params, self.tokenizers, decoding, decoding_mesh())
+        return dataclasses.replace(self.config.decoding, **overrides)
+
+    def translator(self, **overrides: Any) -> Translator:
+        """A translator with the run's decoding settings, changed by keyword as for `decoding`."""
+        settings = self.decoding(**overrides)
+        return Translator(IncrementalDecoder(self.model), self.params, self.tokenizers, settings, decoding_mesh())
 
     @cached_property
     def _translator(self) -> Translator:

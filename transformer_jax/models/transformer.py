@@ -428,9 +428,12 @@ class EncoderDecoder(nn.Module):
 
 
 def unroll(params: Params) -> Params:
-    """Parameters of a scanned model under the names of the unrolled one; unrolled parameters come back as they are."""
+    """Parameters of a scanned model under the names of the unrolled one; unrolled parameters come back as they are.
+
+    A part of the tree will do, if what there is of a stack has all its layers.
+    """
     stacks = {}
-    for name in ("encoder", "decoder"):
+    for name in [name for name in ("encoder", "decoder") if name in params]:
         stack = dict(params[name])
         layers = stack.pop("layers", None)
         if layers is not None:

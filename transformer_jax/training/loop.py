@@ -31,7 +31,7 @@ from transformer_jax.families.family import Experiment
 from transformer_jax.families.registry import find_family
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import make_mesh, own_blocks, place_batch
-from transformer_jax.training import replay
+from transformer_jax.training import replay, tracking
 from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
 from transformer_jax.training.guard import GuardState
 from transformer_jax.training.initialization import adopt_tokenizer, initialize
@@ -51,7 +51,7 @@ from transformer_jax.training.step import (
 )
 from transformer_jax.training.window import CompileCounter, Step, Window
 
-MADE_FIRST = ("config.json", "environment.json", "pinned.json", "initialization.json")
+MADE_FIRST = ("config.json", "environment.json", "pinned.json", "initialization.json", tracking.RECORD)
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def train(mapping: Any, workdir: str | Path) -> Outcome:
     disk that cannot be written; RunFailed when training cannot go on.
     """
     config = parse_config(mapping)
+    tracking.check_installed(config.tracking)
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
     fresh = not os.path.exists(Path(workdir) / "config.json")  # Path.exists raises without permission
@@ -116,7 +117,7 @@ def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
     except UserError:
         if fresh and run.is_held() and not run.checkpoints.exists():
             for entry in run.path.iterdir():
-                if entry == run.tokenizer:
+                if entry == run.tokenizer or entry.name in tracking.FOLDERS:
                     shutil.rmtree(entry)
                 elif entry.name in MADE_FIRST:
                     entry.unlink()
@@ -253,7 +254,10 @@ class Trainer:
         return self.batches.iterator(position or START, *own_blocks(self.mesh))
 
     def _metric_writer(self, resume_step: int) -> MetricWriter:
-        return MetricWriter(self.run.path, resume_step) if is_main() else NoMetrics()
+        if not is_main():
+            return NoMetrics()
+        trackers = tracking.open_trackers(self.config.tracking, self.run.path, self.run.config)
+        return MetricWriter(self.run.path, resume_step, trackers)
 
     def _start(self) -> TrainState:
         """The state of step 0."""

@@ -1,10 +1,13 @@
-"""Metrics of a run: a JSON object a line in metrics.jsonl, TensorBoard events beside it, figures as files."""
+"""Metrics of a run: a JSON object a line in metrics.jsonl, TensorBoard events beside it, figures as files.
+
+What else is to see them, such as Weights & Biases, is given as trackers.
+"""
 
 import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +22,11 @@ from transformer_jax.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from transformer_jax.training.tracking import Tracker
+
+LOWER_IS_BETTER = ("loss", "nll", "perplexity", "bits_per_byte")
+"""The metrics of which less is better; of all others more is."""
+
 
 class MetricWriter:
     """Appends to the metrics of a run. One process at a time may write.
@@ -28,13 +36,17 @@ class MetricWriter:
       resume_step: the step of the checkpoint that training continues from. What an interrupted process wrote
         of later steps is dropped, since it is about to be written again: all of it with -1, for a start from
         scratch. So write all metrics of a step before its checkpoint is saved. None keeps everything.
+      trackers: get everything, too, and are closed with the writer.
 
     Raises:
       UserError: metrics.jsonl has a line, other than a torn last one, that no MetricWriter wrote; or, here and in
         all methods, the disk is full or a file cannot be written.
     """
 
-    def __init__(self, directory: str | Path, resume_step: int | None = None) -> None:
+    def __init__(
+        self, directory: str | Path, resume_step: int | None = None, trackers: "Sequence[Tracker]" = ()
+    ) -> None:
+        self._trackers = trackers
         self._directory = Path(directory)
         with self._writing():
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -54,7 +66,7 @@ class MetricWriter:
 
     def rewind(self, step: int) -> None:
         """Drops what was written of the steps after ``step``: they are about to be written again."""
-        self.close()
+        self._close_files()
         self._open(step)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
@@ -75,6 +87,8 @@ class MetricWriter:
                 Event(step=int(step), wall_time=time.time(), summary=summary.Summary(value=values))
             )
             self._events.flush()
+        for tracker in self._trackers:
+            tracker.log(int(step), {f"{split}/{name}": float(value) for name, value in metrics.items()})
 
     def figure(self, step: int, name: str, figure: "Figure") -> Path:
         """Saves a figure as figures/NAME-STEP.png and shows it in TensorBoard; returns the file's path."""
@@ -84,9 +98,17 @@ class MetricWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path, bbox_inches="tight")
             self._events.write_event(Event(step=int(step), wall_time=time.time(), summary=image))
+        for tracker in self._trackers:
+            tracker.figure(int(step), name, path)
         return path
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
+        """Ends all of it; ``failed``: what it was about ended with an error, which trackers show."""
+        self._close_files()
+        for tracker in self._trackers:
+            tracker.close(failed)
+
+    def _close_files(self) -> None:
         with self._writing():
             self._file.close()
             self._events.close()
@@ -104,8 +126,8 @@ class MetricWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
 
 
 class NoMetrics(MetricWriter):

@@ -1,0 +1,60 @@
+"""Arithmetic is counted as it is done: loops by their rounds, devices by their number."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.made_files import tiny_config, write_pairs
+from transformer_jax.analysis.flops import matmul_flops
+from transformer_jax.analysis.plan import make_plan
+
+A, B = jax.ShapeDtypeStruct((3, 5), jnp.float32), jax.ShapeDtypeStruct((5, 7), jnp.float32)
+ONE = 2 * 3 * 5 * 7
+
+
+def test_a_product_and_its_gradients():
+    assert matmul_flops(jnp.dot, A, B) == ONE
+    loss = lambda a, b: jnp.sum(jnp.dot(a, b) ** 2)
+    assert matmul_flops(jax.grad(loss, argnums=(0, 1)), A, B) == 3 * ONE
+    assert matmul_flops(jax.grad(jax.checkpoint(lambda a, b: jnp.sin(loss(a, b))), argnums=(0, 1)), A, B) == 4 * ONE
+
+
+def test_loops_count_their_rounds_and_branches_the_dearest():
+    def loop(a, b):
+        return jax.lax.scan(lambda total, _: (total + jax.jit(jnp.dot)(a, b).sum(), None), 0.0, None, length=11)[0]
+
+    assert matmul_flops(loop, A, B) == 11 * ONE
+    branch = lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: (a @ b) + (a @ b))
+    assert matmul_flops(branch, A, B) == 2 * ONE
+
+
+def test_a_batch_of_products():
+    stack = jax.ShapeDtypeStruct((4, 3, 5), jnp.float32)
+    assert matmul_flops(lambda x, y: jnp.einsum("bij,jk->bik", x, y), stack, B) == 4 * ONE
+
+
+def test_a_transformer_step_is_the_formula_of_its_sizes(tmp_path):
+    """Encoder-decoder: 3 times the forward pass; 2 a multiplication; the softmax table over padded chunks of rows."""
+    config = tiny_config(write_pairs(tmp_path / "data"), model__dropout_rate=0.0, model__embedding_dropout_rate=0.0)
+    plan = make_plan(config, None)
+    c = config.model
+    d, ff, vocabulary, chunk = (
+        c.d_model,
+        c.d_ff,
+        dict(plan.modules)["shared_embedding"] // c.d_model,
+        config.task.loss_chunk,
+    )
+    for shape in plan.shapes:
+        rows, s, t = (
+            int(re.search(pattern, shape.name)[1])
+            for pattern in (r"(\d+) x", r"source \d+ x (\d+)", r"target \d+ x (\d+)")
+        )
+        encoder = rows * (s * (4 * d * d + 2 * d * ff) + 2 * s * s * d)
+        decoder = rows * (t * (6 * d * d + 2 * d * ff) + s * 2 * d * d + 2 * t * t * d + 2 * s * t * d)
+        positions = -(-rows * t // (chunk * plan.mesh["data"])) * chunk * plan.mesh["data"]
+        products = 3 * (encoder + decoder + positions * d * vocabulary) + positions * d  # the last: the mean logit
+        assert shape.matmul_flops == pytest.approx(2 * products, rel=1e-9)
+        assert shape.seconds > 0
+        assert 0.5 * shape.matmul_flops < shape.xla_flops * plan.mesh["data"] < 3 * shape.matmul_flops
