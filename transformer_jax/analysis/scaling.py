@@ -225,13 +225,14 @@ def measure(c: TransformerConfig, mesh: Mesh, rows: Rows) -> Measured:
     program = (
         jax.jit(sums_and_gradients(task, mesh, 1), out_shardings=lies).lower(shapes.params, batch, seeds).compile()
     )
-    held = program.memory_analysis()
+    held, text = program.memory_analysis(), program.as_text()
+    assert held is not None and text is not None
     trips = -(-rows.count * rows.target // CHUNK)
     return Measured(
         state=sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)),
         gradients=held.output_size_in_bytes,
         temporary=held.temp_size_in_bytes,
-        collectives=collectives(program.as_text(), mesh, trips),
+        collectives=collectives(text, mesh, trips),
     )
 
 
