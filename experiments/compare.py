@@ -20,7 +20,7 @@ from experiments.decoding_flags import decoding_overrides, define_decoding_flags
 from transformer_jax.errors import UserError
 from transformer_jax.host import prepare_cpu
 
-AGAINST = flags.DEFINE_multi_string("against", None, "the runs of the baseline: seeds of one config", required=True)
+AGAINST = flags.DEFINE_multi_string("against", None, "the runs of the baseline: seeds of one config")
 SPLIT = flags.DEFINE_string("split", "test", "train, validation or test")
 FILES = flags.DEFINE_string(
     "files", None, "instead of a split: SOURCE,REFERENCE line-aligned, or PAIRS.tsv; plain or .gz"
@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> None:
     from transformer_jax.run_directory import write_json, write_text
     from transformer_jax.training.loop import enable_compilation_cache
 
+    if not AGAINST.value:
+        raise UserError("--against is required: the runs of the baseline.")
     systems = comparison.open_systems(arguments, CHECKPOINT.value)
     baselines = comparison.open_systems(AGAINST.value, CHECKPOINT.value)
     if len(baselines) > 1:
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> None:
     baseline = baselines[0]
     enable_compilation_cache()
     test = comparison.open_test_set(baseline.runs[0], SPLIT.value, FILES.value)
-    settings = decoding_overrides(baseline.runs[0].config.decoding.sampling)
+    settings = decoding_overrides(baseline.runs[0].config)
     found = comparison.compare(systems, baseline, test, CHANGED.value, **settings)
     comparison_report.show(found, test)
     if JSON.value:

@@ -92,7 +92,8 @@ def poison(monkeypatch, *bad):
         if seen.pop() in bad:
             state = state.replace(params=jax.tree.map(lambda p: p, state.params))
             sums, gradients = self.gradients(state.params, batch, state.step)
-            sums = sums | {step.SQUARED_NORM: sums[step.SQUARED_NORM] * jnp.nan}
+            if step.SQUARED_NORM in sums:
+                sums = sums | {step.SQUARED_NORM: jnp.nan * sums[step.SQUARED_NORM]}
             return self.update(state, sums, jax.tree.map(lambda g: g * jnp.nan, gradients))
         return call(self, state, batch)
 

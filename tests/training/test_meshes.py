@@ -73,6 +73,6 @@ def test_a_device_of_eight_holds_an_eighth(results: dict[str, Any]) -> None:
     one, eight = results["one"], results["fsdp 8"]
     assert one["bytes held"] == [one["bytes in all"]]
     assert len(eight["bytes held"]) == 8
-    assert max(eight["bytes held"]) < 0.16 * one["bytes in all"]
+    assert max(eight["bytes held"]) < 0.17 * one["bytes in all"]
     assert min(eight["bytes held"]) >= 0.125 * one["bytes in all"]
     assert eight["bytes to be born"] < 0.5 * one["bytes to be born"]

@@ -226,7 +226,8 @@ def measure(c: TransformerConfig, mesh: Mesh, rows: Rows) -> Measured:
         jax.jit(sums_and_gradients(task, mesh, 1), out_shardings=lies).lower(shapes.params, batch, seeds).compile()
     )
     held, text = program.memory_analysis(), program.as_text()
-    assert held is not None and text is not None
+    assert held is not None
+    assert text is not None
     trips = -(-rows.count * rows.target // CHUNK)
     return Measured(
         state=sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)),

@@ -63,8 +63,8 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..., tuple[Sums, Any]]:
-    """``f(params, batch, seeds) -> (sums, gradients)``, both summed over the global batch; with the sums the squared
-    norm of the gradients, float32[].
+    """``f(params, batch, seeds) -> (sums, gradients)``, both summed over the global batch; where the gradients are one
+    flat array on the way, the sums include its squared norm.
 
     The axes data and fsdp are explicit: each of their groups computes gradients of its rows, ``accumulation``
     microbatches one after the other. Parameters sharded over fsdp are gathered at their use and their gradients
@@ -99,13 +99,7 @@ def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..
         gradients = jax.tree.map(lambda g, s: jax.lax.psum(g, others(s)) if others(s) else g, gradients, specs)
         return jax.lax.psum(sums, axes), gradients
 
-    summed = over_rows(mesh, local, specs, (P(), manual_specs(specs)))
-
-    def with_norm(params: Any, batch: Batch, seeds: Array) -> tuple[Sums, Any]:
-        sums, gradients = summed(params, batch, seeds)
-        return {SQUARED_NORM: jnp.square(optax.global_norm(gradients)), **sums}, gradients
-
-    return with_norm
+    return over_rows(mesh, local, specs, (P(), manual_specs(specs)))
 
 
 def over_rows(mesh: Mesh, local: Callable[..., Any], specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -162,7 +156,7 @@ def make_train_step(
         tokens = jnp.maximum(sums["tokens"], 1.0)
         gradients = jax.tree.map(lambda g: g / tokens, gradients)
         sums = dict(sums)
-        norm = jnp.sqrt(sums.pop(SQUARED_NORM)) / tokens
+        norm = jnp.sqrt(sums.pop(SQUARED_NORM)) / tokens if SQUARED_NORM in sums else optax.global_norm(gradients)
         good, watched = guard.examine(state.guard, state.step, sums["loss"], norm)
         metrics = {
             **sums,
