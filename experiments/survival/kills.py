@@ -18,7 +18,8 @@ KILLS_A_RUN = 10
 MOMENTS = ("starting", "training", "saving")
 LEAVE_SECONDS = 60.0
 """What the others of a killed process have to notice, and a run to save after SIGTERM."""
-GIVE_UP_SECONDS = 300.0
+GIVE_UP_SECONDS = 360.0
+"""A process that starts waits five minutes for the others to join."""
 ATTEMPTS = 5
 
 
@@ -129,8 +130,12 @@ def _kill(run: Tortured, started: list[subprocess.Popen[str]], rng: random.Rando
     for index in targets:
         started[index].send_signal(number)
     begin = time.monotonic()
-    statuses = tuple(process.wait(GIVE_UP_SECONDS) for process in started)
-    return Kill(number, moment, targets, statuses, time.monotonic() - begin)
+    while any(process.poll() is None for process in started) and time.monotonic() < begin + GIVE_UP_SECONDS:
+        time.sleep(0.01)
+    seconds = time.monotonic() - begin
+    for process in started:
+        process.kill()  # what has not ended by now is in the table by its seconds
+    return Kill(number, moment, targets, tuple(process.wait() for process in started), seconds)
 
 
 def _wait_for(moment: str, run: Path, started: list[subprocess.Popen[str]], rng: random.Random, until: float) -> bool:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from experiments.survival.damages import Damaged
-from experiments.survival.kills import LEAVE_SECONDS, Tortured
+from experiments.survival.kills import GIVE_UP_SECONDS, LEAVE_SECONDS, Tortured
 
 
 def of_kills(runs: Sequence[Tortured]) -> str:
@@ -31,9 +31,10 @@ def of_kills(runs: Sequence[Tortured]) -> str:
             f"{processes} process(es): {len(group)} runs, {kills_} kills; {same} of {len(group)} ended bit-identical "
             "to the untouched one"
         )
-    slow = [run.path.name for run in runs if any(kill.seconds > LEAVE_SECONDS for kill in run.kills)]
+    late = lambda kill: kill.seconds > (GIVE_UP_SECONDS if kill.moment == "starting" else LEAVE_SECONDS)
+    slow = [run.path.name for run in runs if any(map(late, run.kills))]
     if slow:
-        lines.append(f"took longer than {LEAVE_SECONDS:.0f} s to end after a kill: {', '.join(slow)}")
+        lines.append(f"took too long to end after a kill: {', '.join(slow)}")
     lines += [f"{run.path.name}: NOT the same: {run.problem}" for run in runs if not run.same]
     return "\n".join(lines)
 
