@@ -222,9 +222,8 @@ def measure(c: TransformerConfig, mesh: Mesh, rows: Rows) -> Measured:
     batch = abstract_batch(mesh, {side: ArraySpec((whole, length), "int32") for side, length in lengths.items()})
     seeds = jax.ShapeDtypeStruct((whole,), np.uint32, sharding=NamedSharding(mesh, BATCH))
     lies = (shapes.step.sharding, jax.tree.map(lambda leaf: leaf.sharding, shapes.params))
-    program = (
-        jax.jit(sums_and_gradients(task, mesh, 1), out_shardings=lies).lower(shapes.params, batch, seeds).compile()
-    )
+    gradients: Any = jax.jit(sums_and_gradients(task, mesh, 1), out_shardings=lies)
+    program = gradients.lower(shapes.params, batch, seeds).compile()
     held = program.memory_analysis()
     trips = -(-rows.count * rows.target // CHUNK)
     return Measured(
