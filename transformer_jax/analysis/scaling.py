@@ -222,18 +222,15 @@ def measure(c: TransformerConfig, mesh: Mesh, rows: Rows) -> Measured:
     batch = abstract_batch(mesh, {side: ArraySpec((whole, length), "int32") for side, length in lengths.items()})
     seeds = jax.ShapeDtypeStruct((whole,), np.uint32, sharding=NamedSharding(mesh, BATCH))
     lies = (shapes.step.sharding, jax.tree.map(lambda leaf: leaf.sharding, shapes.params))
-    program = (
-        jax.jit(sums_and_gradients(task, mesh, 1), out_shardings=lies).lower(shapes.params, batch, seeds).compile()
-    )
-    held, text = program.memory_analysis(), program.as_text()
-    assert held is not None
-    assert text is not None
+    gradients: Any = jax.jit(sums_and_gradients(task, mesh, 1), out_shardings=lies)
+    program = gradients.lower(shapes.params, batch, seeds).compile()
+    held = program.memory_analysis()
     trips = -(-rows.count * rows.target // CHUNK)
     return Measured(
         state=sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes)),
         gradients=held.output_size_in_bytes,
         temporary=held.temp_size_in_bytes,
-        collectives=collectives(text, mesh, trips),
+        collectives=collectives(program.as_text(), mesh, trips),
     )
 
 
