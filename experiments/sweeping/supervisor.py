@@ -1,0 +1,97 @@
+"""Several workers on this machine: starts them, says how the study goes, and replaces those that are killed."""
+
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from experiments.sweeping.study import Study
+from experiments.sweeping.worker import describe
+from transformer_jax.errors import UserError
+from transformer_jax.training.loop import stop_requests
+
+POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 5.0
+INTERRUPTED = 75
+
+
+@dataclass
+class Worker:
+    """A child process, and the file that it prints to."""
+
+    process: "subprocess.Popen[str]"
+    log: Path
+
+
+def supervise(study: Study, count: int, command: Sequence[str]) -> bool:
+    """Keeps ``count`` workers, each started by ``command``, until they find nothing more to do.
+
+    Returns: whether they did; False when a signal ended them, and their trials wait to be continued.
+    Raises: UserError with the end of its output when a worker fails.
+    """
+    started = 0
+
+    def start() -> Worker:
+        nonlocal started
+        started += 1
+        log = study.folder / "workers" / f"output-{time.strftime('%Y%m%d-%H%M%S')}-{started}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, text=True
+            )
+        return Worker(process, log)
+
+    told: dict[int, TrialState] = {}
+    with stop_requests() as stop:
+        workers = [start() for _ in range(count)]
+        print(f"{count} workers; what they print is in {study.folder / 'workers'}", flush=True)
+        try:
+            while workers and not stop.is_set():
+                stop.wait(POLL_SECONDS)
+                _tell(study, told)
+                for worker in [worker for worker in workers if worker.process.poll() is not None]:
+                    status = worker.process.returncode
+                    workers.remove(worker)
+                    if status < 0:
+                        print(f"a worker was killed by signal {-status}; another takes over", flush=True)
+                        workers.append(start())
+                    elif status == INTERRUPTED:
+                        stop.set()
+                    elif status:
+                        raise UserError(f"A worker failed; the end of {worker.log}:\n{_end_of(worker.log)}")
+        finally:
+            _stop(workers)
+        _tell(study, told)
+        return not stop.is_set()
+
+
+def _stop(workers: Sequence[Worker]) -> None:
+    """Lets the workers save. The signal is repeated, for a worker that was just between two trials."""
+    while living := [worker for worker in workers if worker.process.poll() is None]:
+        for worker in living:
+            worker.process.terminate()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline and any(worker.process.poll() is None for worker in living):
+            time.sleep(0.1)
+
+
+def _tell(study: Study, told: dict[int, TrialState]) -> None:
+    """Prints what has changed since it was told."""
+    trials = study.trials()
+    ended = sum(trial.state.is_finished() for trial in trials)
+    for trial in trials:
+        if trial.state is told.get(trial.number) or "overrides" not in trial.user_attrs:
+            continue
+        told[trial.number] = trial.state
+        names = zip(study.settings.objectives, trial.values or (), strict=False)
+        values = "".join(f"  {name} {value:.5g}" for name, value in names)
+        text = describe(trial.user_attrs["overrides"])
+        print(f"[{ended}/{len(trials)}] trial {trial.number}: {trial.state.name.lower()}{values}  {text}", flush=True)
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
