@@ -75,8 +75,8 @@ def dimensions_to_json(space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
 
 
 def space_of_dimensions(stored: Mapping[str, Any]) -> SearchSpace:
-    """The search space that `dimensions_to_json` wrote."""
-    space = {key: json_to_distribution(json.dumps(dimension)) for key, dimension in stored.items()}
+    """The search space that `dimensions_to_json` wrote; in the order of keys, on which it depends what is drawn."""
+    space = {key: json_to_distribution(json.dumps(dimension)) for key, dimension in sorted(stored.items())}
 
     def suggest(trial: Any) -> dict[str, Any]:
         return {key: _suggest(trial, key, dimension) for key, dimension in space.items()}

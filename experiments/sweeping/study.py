@@ -144,14 +144,19 @@ class Study:
 
     def _claimed(self, trial: optuna.Trial, lock: FileLock) -> Claim:
         """Completes what the trial's record says of it; a worker may have died in the middle of that."""
-        if OVERRIDES not in trial.user_attrs:
-            overrides = {**self._space(trial)}
-            overrides.setdefault("seed", trial.user_attrs.get(SEED, self.settings.config["seed"]))
-            if POINT not in trial.user_attrs:
-                trial.set_user_attr(POINT, trial.number)
-            trial.set_user_attr(OVERRIDES, overrides)
-        overrides = trial.user_attrs[OVERRIDES]
-        return Claim(trial, overrides, override(self.settings.config, overrides), self.workdir(trial.number), lock)
+        try:
+            if OVERRIDES not in trial.user_attrs:
+                overrides = {**self._space(trial)}
+                overrides.setdefault("seed", trial.user_attrs.get(SEED, self.settings.config["seed"]))
+                if POINT not in trial.user_attrs:
+                    trial.set_user_attr(POINT, trial.number)
+                trial.set_user_attr(OVERRIDES, overrides)
+            overrides = trial.user_attrs[OVERRIDES]
+            config = override(self.settings.config, overrides)
+        except BaseException:
+            lock.release()
+            raise
+        return Claim(trial, overrides, config, self.workdir(trial.number), lock)
 
     def _lock_if_free(self, number: int) -> FileLock | None:
         return FileLock.take_if_free(self.folder / "claims" / f"{number:04d}")

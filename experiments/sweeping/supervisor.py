@@ -82,7 +82,7 @@ def _stop(workers: Sequence[Worker]) -> None:
 def _tell(study: Study, told: dict[int, TrialState]) -> None:
     """Prints what has changed since it was told."""
     trials = study.trials()
-    ended = sum(trial.state.is_finished() for trial in trials)
+    ended, total = sum(trial.state.is_finished() for trial in trials), study.settings.points * study.settings.seeds
     for trial in trials:
         if trial.state is told.get(trial.number) or "overrides" not in trial.user_attrs:
             continue
@@ -90,7 +90,7 @@ def _tell(study: Study, told: dict[int, TrialState]) -> None:
         names = zip(study.settings.objectives, trial.values or (), strict=False)
         values = "".join(f"  {name} {value:.5g}" for name, value in names)
         text = describe(trial.user_attrs["overrides"])
-        print(f"[{ended}/{len(trials)}] trial {trial.number}: {trial.state.name.lower()}{values}  {text}", flush=True)
+        print(f"[{ended}/{total}] trial {trial.number}: {trial.state.name.lower()}{values}  {text}", flush=True)
 
 
 def _end_of(log: Path) -> str:
