@@ -13,6 +13,7 @@ apart: it is free as soon as its holder is dead, and who gets it goes on with th
 at a time, so that none is chosen twice and none too many.
 """
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.sweeping.locks import FileLock, JournalLock
 from experiments.sweeping.settings import FILE, JOURNAL, Settings, joined
@@ -30,6 +32,10 @@ from experiments.sweeping.space import every_point, override
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config
 
+PROXY_SECONDS = 20
+LOCK = ".lock"
+BEFORE_SETTINGS = {LOCK, JOURNAL, f".{JOURNAL}.lock"}
+"""What a start that was killed, or refused for its storage, leaves behind."""
 POINT, SEED, GRID, OVERRIDES = "point", "seed", "grid", "overrides"
 """Attributes of a trial: the number of its point's first trial, its seed, its place in the grid, its changes."""
 
@@ -71,7 +77,7 @@ class Study:
                 pruner=_pruner(settings),
                 load_if_exists=True,
             )
-        except (ImportError, OSError, optuna.exceptions.StorageInternalError) as error:
+        except (ImportError, OSError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             raise UserError(f"The storage {settings.storage} of {folder} cannot be opened: {error}") from error
 
     @classmethod
@@ -81,12 +87,14 @@ class Study:
         Raises: UserError if the folder holds another study or anything else.
         """
         folder = Path(folder).absolute()
-        if not (folder / FILE).exists() and folder.is_dir() and any(folder.iterdir()):
+        there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        if FILE not in there and there - BEFORE_SETTINGS:
             raise UserError(f"{folder} is not empty and holds no study. Choose another --study.")
-        with FileLock.take(folder / ".lock"):
+        with FileLock.take(folder / LOCK):
             settings = joined(Settings.load(folder), wanted) if (folder / FILE).exists() else wanted
+            study = cls(folder, settings)  # before the settings are saved: a storage may not be there
             settings.save(folder)
-        return cls(folder, settings)
+        return study
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
@@ -109,7 +117,7 @@ class Study:
 
         A trial that others are training is none to claim; if its worker dies, a later call gives it.
         """
-        with FileLock.take(self.folder / ".lock"):
+        with FileLock.take(self.folder / LOCK):
             trials = self.trials()
             for trial in trials:
                 if trial.state is TrialState.RUNNING and (lock := self._lock_if_free(trial.number)):
@@ -170,7 +178,11 @@ def _storage(folder: Path, storage: str) -> BaseStorage:
         host, _, port = storage.removeprefix("grpc://").rpartition(":")
         if not host or not port.isdecimal():
             raise UserError(f"--storage={storage}: write grpc://HOST:PORT.")
-        return GrpcStorageProxy(host=host, port=int(port))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            proxy = GrpcStorageProxy(host=host, port=int(port))
+        proxy.wait_server_ready(timeout=PROXY_SECONDS)
+        return proxy
     if "://" not in storage:
         raise UserError(
             f"--storage={storage}: write a database URL such as postgresql://USER@HOST/NAME, or grpc://HOST:PORT; "

@@ -36,10 +36,14 @@ def study(tmp_path_factory):
     started = command("sweep", *settings, "--workers=0")
     assert started.returncode == 0, started.stderr
     workers = [worker(folder) for _ in range(4)]
-    killed = kill_in_the_middle(folder, workers, count=2)
-    for process in workers:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == (-signal.SIGKILL if process.pid in killed else 0), output
+    try:
+        killed = kill_in_the_middle(folder, workers, count=2)
+        for process in workers:
+            output, _ = process.communicate(timeout=900)
+            assert process.returncode == (-signal.SIGKILL if process.pid in killed else 0), output
+    finally:
+        for process in workers:
+            process.kill()
     last = command("sweep_worker", folder)  # for a trial whose worker was killed after the others had looked
     assert last.returncode == 0, last.stderr
     assert "study is complete" in last.stdout
@@ -58,11 +62,11 @@ def worker(folder):
 
 def kill_in_the_middle(folder, workers, count):
     """Kills workers whose trial has passed a checkpoint; returns the trials by process."""
-    killed, deadline = {}, time.monotonic() + 240
+    killed, deadline = {}, time.monotonic() + 900
     while len(killed) < count and time.monotonic() < deadline:
         for run in folder.glob("trials/*"):
             lock, metrics = run / ".lock", run / "metrics.jsonl"
-            if not metrics.exists() or '"step": 60,' not in (text := metrics.read_text()):
+            if not metrics.exists() or '"step": 40,' not in (text := metrics.read_text()):
                 continue
             pid = int(re.match(r"process (\d+) ", lock.read_text())[1])
             if pid in killed or int(run.name) in killed.values() or f'"step": {STEPS},' in text:
