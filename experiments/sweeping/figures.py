@@ -1,7 +1,6 @@
 """The figures of a study's report, each as PNG and as an interactive plot."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,8 @@ from typing import Any
 import matplotlib
 import optuna
 from matplotlib.figure import Figure
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
 from plotly import graph_objects
 
 from experiments.sweeping.objectives import curve
@@ -19,6 +19,9 @@ from transformer_jax.experiment import parse_config
 
 NAMED_CURVES = 8
 """So many of the best trials are coloured and named; the others are grey."""
+
+
+Target = Callable[[FrozenTrial], float] | None
 
 
 @dataclass(frozen=True)
@@ -41,35 +44,16 @@ def pictures(study: Study) -> Iterator[Picture]:
     if len(complete) < 2:
         return
     if len(objectives) == 1:
-        yield _of_optuna(
-            "history",
-            "Trials in their order",
-            f"The {objectives[0]} of each trial, and the best so far.",
-            lambda plots: plots.plot_optimization_history(copy, target_name=objectives[0]),
-        )
+        yield _history(copy, objectives[0])
     else:
         yield _pareto_front(copy, list(objectives), study.settings.directions)
     if not varied:
         return
+    everywhere = [key for key in varied if all(key in trial.params for trial in complete)]
     for i, name in enumerate(objectives):
+        yield _parallel_coordinates(complete, everywhere, name, [trial.values[i] for trial in complete])
         target = None if len(objectives) == 1 else lambda trial, i=i: trial.values[i]
-        yield _of_optuna(
-            f"parallel_coordinates_{name}",
-            f"Parallel coordinates: {name}",
-            f"Each line is a complete trial; its colour is its {name}. Drag along an axis to select.",
-            lambda plots, target=target, name=name: plots.plot_parallel_coordinate(
-                copy, params=varied, target=target, target_name=name
-            ),
-        )
-        yield _of_optuna(
-            f"importances_{name}",
-            f"Importances for {name}",
-            f"How much of the difference between good and other trials each setting explains (PED-ANOVA), from "
-            f"{len(complete)} complete trials; of few trials it says little.",
-            lambda plots, target=target, name=name: plots.plot_param_importances(
-                copy, params=varied, target=target, target_name=name
-            ),
-        )
+        yield _importances(copy, varied, name, target, len(complete))
 
 
 def _values(trials: list[Any], key: str) -> set[Any]:
@@ -94,15 +78,125 @@ def _with_short_names(study: Study) -> optuna.Study:
     return copy
 
 
-def _of_optuna(name: str, title: str, caption: str, plot: Callable[[Any], Any]) -> Picture:
-    matplotlib.use("Agg")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        static = plot(optuna.visualization.matplotlib).figure
-    static.set_size_inches(9, 5)
-    interactive = plot(optuna.visualization)
-    interactive.update_layout(title=None, template="plotly_white")
-    return Picture(name, title, caption, static, interactive)
+def _history(copy: optuna.Study, objective: str) -> Picture:
+    plot = optuna.visualization.plot_optimization_history(copy, target_name=objective)
+    figure, axes = _axes("trial", objective)
+    for trace in (trace for trace in plot.data if len(trace.x)):
+        line = trace.mode is not None and "lines" in trace.mode
+        axes.plot(trace.x, trace.y, "-" if line else "o", label=trace.name)
+    axes.legend(fontsize="small")
+    return Picture(
+        "history",
+        "Trials in their order",
+        f"The {objective} of each trial, and the best so far.",
+        figure,
+        _styled(plot),
+    )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One of the parallel axes: numbers to draw, and what is written at which of them."""
+
+    label: str
+    values: list[float]
+    ticks: dict[float, str]
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return min(self.values), max(self.values)
+
+
+def _numeric_axis(label: str, values: list[float], log: bool) -> _Axis:
+    drawn = [math.log10(value) for value in values] if log else values
+    low, high = min(drawn), max(drawn)
+    places = [low + (high - low) * i / 4 for i in range(5)] if high > low else [low]
+    return _Axis(label, drawn, {place: f"{10**place if log else place:.3g}" for place in places})
+
+
+def _parameter_axis(key: str, trials: list[FrozenTrial]) -> _Axis:
+    values = [trial.params[key] for trial in trials]
+    distribution = trials[0].distributions[key]
+    if isinstance(distribution, CategoricalDistribution):
+        choices = sorted(set(values), key=distribution.choices.index)
+        return _Axis(key, list(map(choices.index, values)), {i: str(choice) for i, choice in enumerate(choices)})
+    return _numeric_axis(key, values, log=getattr(distribution, "log", False))
+
+
+def _parallel_coordinates(trials: list[FrozenTrial], keys: list[str], name: str, values: list[float]) -> Picture:
+    axes = [_numeric_axis(name, values, log=False), *(_parameter_axis(key, trials) for key in keys)]
+    plot = graph_objects.Figure(
+        graph_objects.Parcoords(
+            line={"color": values, "colorscale": "Viridis", "showscale": True},
+            dimensions=[
+                {
+                    "label": axis.label,
+                    "values": axis.values,
+                    "tickvals": list(axis.ticks),
+                    "ticktext": list(axis.ticks.values()),
+                }
+                for axis in axes
+            ],
+        )
+    )
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    canvas = figure.add_subplot()
+    shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(min(values), max(values)), "viridis")
+    for i, value in enumerate(values):
+        heights = [_share(axis.values[i], *axis.range) for axis in axes]
+        canvas.plot(heights, color=shades.to_rgba(value), alpha=0.8)
+    for place, axis in enumerate(axes):
+        canvas.axvline(place, color="#444444", linewidth=0.8)
+        for tick, text in axis.ticks.items():
+            height = _share(tick, *axis.range)
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}
+            canvas.text(place + 0.03, height, text, fontsize="small", va="center", bbox=box)
+    canvas.set_xticks(range(len(axes)), [axis.label for axis in axes])
+    canvas.set_yticks([])
+    canvas.set_ylim(-0.04, 1.04)
+    canvas.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    figure.colorbar(shades, ax=canvas, label=name)
+    return Picture(
+        f"parallel_coordinates_{name}",
+        f"Parallel coordinates: {name}",
+        f"Each line is a complete trial; its colour is its {name}. On the page, drag along an axis to select.",
+        figure,
+        _styled(plot),
+    )
+
+
+def _share(value: float, low: float, high: float) -> float:
+    """Where a value is between the ends of its axis, 0 to 1."""
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _importances(copy: optuna.Study, keys: list[str], name: str, target: Target, count: int) -> Picture:
+    plot = optuna.visualization.plot_param_importances(copy, params=keys, target=target, target_name=name)
+    figure, axes = _axes(f"importance for {name}", "")
+    (trace,) = plot.data
+    bars = axes.barh(trace.y, trace.x, color="tab:blue")
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    return Picture(
+        f"importances_{name}",
+        f"Importances for {name}",
+        f"How much of what tells good trials from others each setting explains (PED-ANOVA), from {count} complete "
+        "trials; of few it says little.",
+        figure,
+        _styled(plot),
+    )
+
+
+def _axes(x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _styled(plot: graph_objects.Figure) -> graph_objects.Figure:
+    plot.update_layout(title=None, template="plotly_white", margin={"t": 60})
+    return plot
 
 
 def _learning_curves(study: Study) -> Picture:
@@ -111,8 +205,7 @@ def _learning_curves(study: Study) -> Picture:
     curves = {trial.number: curve(study.workdir(trial.number), metric) for trial in study.trials()}
     found = {number: points for number, points in curves.items() if any(map(math.isfinite, _column(points)))}
     order = sorted(found, key=lambda number: best(filter(math.isfinite, _column(found[number]))), reverse=best is max)
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel=f"validation {metric}")
+    figure, axes = _axes("step", f"validation {metric}")
     plot = graph_objects.Figure()
     palette = matplotlib.colormaps["tab10"]
     for place, number in reversed(list(enumerate(order))):
@@ -145,8 +238,6 @@ def _learning_curves(study: Study) -> Picture:
     if order:
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], title="best first", fontsize="small")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     plot.update_layout(
         template="plotly_white",
         xaxis_title="step",
@@ -166,8 +257,7 @@ def _column(points: list[tuple[int, float]]) -> list[float]:
 
 def _pareto_front(copy: optuna.Study, names: list[str], directions: list[str]) -> Picture:
     """Every complete trial by its first two objectives; those that none surpasses in all are marked."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel=names[1], ylabel=names[0])
+    figure, axes = _axes(names[1], names[0])
     front = {trial.number for trial in copy.best_trials}
     for trial in copy.trials:
         if trial.state is TrialState.COMPLETE:
@@ -178,16 +268,12 @@ def _pareto_front(copy: optuna.Study, names: list[str], directions: list[str]) -
             axes.annotate(
                 f" {trial.number}", (trial.values[1], trial.values[0]), fontsize="small", va="bottom", zorder=4
             )
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
     wanted = ", ".join(f"{name} ({direction}d)" for name, direction in zip(names, directions, strict=True))
-    interactive = optuna.visualization.plot_pareto_front(copy, target_names=names) if len(names) <= 3 else None
-    assert interactive is not None  # there are three objectives
-    interactive.update_layout(title=None, template="plotly_white")
+    plot = optuna.visualization.plot_pareto_front(copy, target_names=names)
     return Picture(
         "pareto_front",
         "Pareto front",
         f"{wanted.capitalize()}. Red: no other trial is better in every one.",
         figure,
-        interactive,
+        _styled(plot),
     )
