@@ -1,7 +1,7 @@
 """The figures of a study's report, each as PNG and as an interactive plot."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,10 +141,10 @@ def _parallel_coordinates(trials: list[FrozenTrial], keys: list[str], name: str,
     )
     figure = Figure(figsize=(9, 5), layout="constrained")
     canvas = figure.add_subplot()
-    shades = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(min(values), max(values)), "viridis")
+    scale, palette = matplotlib.colors.Normalize(min(values), max(values)), matplotlib.colormaps["viridis"]
     for i, value in enumerate(values):
         heights = [_share(axis.values[i], *axis.range) for axis in axes]
-        canvas.plot(heights, color=shades.to_rgba(value), alpha=0.8)
+        canvas.plot(heights, color=palette(scale(value)), alpha=0.8)
     for place, axis in enumerate(axes):
         canvas.axvline(place, color="#444444", linewidth=0.8)
         for tick, text in axis.ticks.items():
@@ -155,7 +155,7 @@ def _parallel_coordinates(trials: list[FrozenTrial], keys: list[str], name: str,
     canvas.set_yticks([])
     canvas.set_ylim(-0.04, 1.04)
     canvas.spines[["top", "right", "bottom", "left"]].set_visible(False)
-    figure.colorbar(shades, ax=canvas, label=name)
+    figure.colorbar(matplotlib.cm.ScalarMappable(scale, palette), ax=canvas, label=name)
     return Picture(
         f"parallel_coordinates_{name}",
         f"Parallel coordinates: {name}",
@@ -255,7 +255,7 @@ def _column(points: list[tuple[int, float]]) -> list[float]:
     return [value for _, value in points]
 
 
-def _pareto_front(copy: optuna.Study, names: list[str], directions: list[str]) -> Picture:
+def _pareto_front(copy: optuna.Study, names: list[str], directions: Sequence[str]) -> Picture:
     """Every complete trial by its first two objectives; those that none surpasses in all are marked."""
     figure, axes = _axes(names[1], names[0])
     front = {trial.number for trial in copy.best_trials}

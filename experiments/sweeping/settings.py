@@ -25,6 +25,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config, plain
 from transformer_jax.run_directory import write_json
 
+Direction = Literal["minimize", "maximize"]
 FILE = "study.json"
 SAMPLED_POINTS = 20
 JOURNAL = "journal.log"
@@ -73,10 +74,9 @@ class Settings:
         return space_of_dimensions(self.dimensions)
 
     @property
-    def directions(self) -> list[str]:
-        metric = parse_config(self.config).evaluation.metric
-        best = {"quality": "minimize" if metric == "loss" else "maximize"}
-        return [best.get(name, "minimize") for name in self.objectives]
+    def directions(self) -> list[Direction]:
+        less_is_better = parse_config(self.config).evaluation.metric == "loss"
+        return ["maximize" if name == "quality" and not less_is_better else "minimize" for name in self.objectives]
 
     def save(self, folder: Path) -> None:
         write_json(folder / FILE, asdict(self))

@@ -56,7 +56,8 @@ def _run(study: Study, claim: Claim) -> Ending:
     """Trains a trial, or continues it, and tells Optuna how it ended."""
     trial, objectives = claim.trial, study.settings.objectives
     started = trial.user_attrs.get(STARTS, [])
-    step = max(Checkpoints(claim.workdir / "checkpoints").steps(), default=0)
+    with Checkpoints(claim.workdir / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step() or 0
     if started[-MOST_STARTS:] == [step] * MOST_STARTS:
         return _fail(study, claim, f"{MOST_STARTS} workers died of it at step {step}, one after the other.")
     trial.set_user_attr(STARTS, [*started, step])

@@ -1,5 +1,7 @@
 """One worker in this process: trials that are pruned, that fail, and that kill."""
 
+import sys
+
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -7,6 +9,7 @@ from optuna.trial import TrialState
 from experiments.sweeping import worker
 from experiments.sweeping.report import write_report
 from experiments.sweeping.study import Study
+from experiments.sweeping.supervisor import supervise
 from experiments.sweeping.worker import PRUNED, REASON, STARTS, work
 from tests.experiments.made_study import made_study
 from tests.made_files import write_pairs
@@ -100,3 +103,33 @@ def test_a_trial_that_kills_one_worker_after_the_other_is_given_up(data, tmp_pat
     (trial,) = study.trials()
     assert trial.state is TrialState.FAIL
     assert "4 workers died of it at step 0" in trial.user_attrs[REASON]
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_pruners_end_the_worse_of_trials(data, tmp_path, pruner):
+    study = made_study(tmp_path / "study", data, space=(f"{RATE}=1e-3..1e-2",), points=40, pruner=pruner)
+    pruned = []
+    for number in range(30):
+        with study.claim() as claim:
+            for step in (20, 40, 60):
+                claim.trial.report(float(number % 3), step)  # a loss
+                if claim.trial.should_prune():
+                    pruned.append(number % 3)
+                    study.optuna.tell(number, state=TrialState.PRUNED)
+                    break
+            else:
+                study.optuna.tell(number, float(number % 3))
+    assert 2 in pruned
+    assert 0 not in pruned
+
+
+def test_the_supervisor_replaces_what_is_killed_and_tells_what_fails(data, tmp_path, capsys):
+    study = made_study(tmp_path / "study", data, grid=(f"{RATE}=1e-2",))
+    mark = tmp_path / "mark"
+    dies_once = f"import os; fd = os.open({str(mark)!r}, os.O_CREAT | os.O_EXCL); os.kill(os.getpid(), 9)"
+    script = f"try:\n    {dies_once}\nexcept FileExistsError:\n    print('works')"
+    assert supervise(study, 2, [sys.executable, "-c", script])
+    assert capsys.readouterr().out.count("killed by signal 9; another takes over") == 1
+    assert len(list((study.folder / "workers").iterdir())) == 3
+    with pytest.raises(worker.UserError, match=r"(?s)A worker failed.*no luck"):
+        supervise(study, 1, [sys.executable, "-c", "raise SystemExit('no luck')"])
