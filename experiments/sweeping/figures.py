@@ -17,7 +17,7 @@ from experiments.sweeping.study import OVERRIDES, Study
 from experiments.sweeping.worker import describe
 from transformer_jax.experiment import parse_config
 
-NAMED_CURVES = 8
+NAMED_CURVES = 7
 """So many of the best trials are coloured and named; the others are grey."""
 
 
@@ -37,7 +37,9 @@ class Picture:
 
 def pictures(study: Study) -> Iterator[Picture]:
     """Those that the study has enough trials for: learning curves, history or Pareto front, and of what varied."""
-    copy, objectives = _with_short_names(study), study.settings.objectives
+    copy = _with_short_names(study)
+    measures = {"quality": f"validation {_metric(study)}", "time": "training seconds", "parameters": "parameters"}
+    objectives = [measures[objective] for objective in study.settings.objectives]
     complete = [trial for trial in copy.trials if trial.state is TrialState.COMPLETE]
     varied = sorted({key for trial in complete for key in trial.params if len(_values(complete, key)) > 1})
     yield _learning_curves(study)
@@ -46,7 +48,7 @@ def pictures(study: Study) -> Iterator[Picture]:
     if len(objectives) == 1:
         yield _history(copy, objectives[0])
     else:
-        yield _pareto_front(copy, list(objectives), study.settings.directions)
+        yield _pareto_front(copy, objectives, study.settings.directions)
     if not varied:
         return
     everywhere = [key for key in varied if all(key in trial.params for trial in complete)]
@@ -54,6 +56,10 @@ def pictures(study: Study) -> Iterator[Picture]:
         yield _parallel_coordinates(complete, everywhere, name, [trial.values[i] for trial in complete])
         target = None if len(objectives) == 1 else lambda trial, i=i: trial.values[i]
         yield _importances(copy, varied, name, target, len(complete))
+
+
+def _metric(study: Study) -> str:
+    return parse_config(study.settings.config).evaluation.metric
 
 
 def _values(trials: list[Any], key: str) -> set[Any]:
@@ -83,7 +89,7 @@ def _history(copy: optuna.Study, objective: str) -> Picture:
     figure, axes = _axes("trial", objective)
     for trace in (trace for trace in plot.data if len(trace.x)):
         line = trace.mode is not None and "lines" in trace.mode
-        axes.plot(trace.x, trace.y, "-" if line else "o", label=trace.name)
+        axes.plot(trace.x, trace.y, "-" if line else "o", label=trace.name.lower(), drawstyle="steps-post")
     axes.legend(fontsize="small")
     return Picture(
         "history",
@@ -157,7 +163,7 @@ def _parallel_coordinates(trials: list[FrozenTrial], keys: list[str], name: str,
     canvas.spines[["top", "right", "bottom", "left"]].set_visible(False)
     figure.colorbar(matplotlib.cm.ScalarMappable(scale, palette), ax=canvas, label=name)
     return Picture(
-        f"parallel_coordinates_{name}",
+        f"parallel_coordinates_{name.replace(' ', '_')}",
         f"Parallel coordinates: {name}",
         f"Each line is a complete trial; its colour is its {name}. On the page, drag along an axis to select.",
         figure,
@@ -177,7 +183,7 @@ def _importances(copy: optuna.Study, keys: list[str], name: str, target: Target,
     bars = axes.barh(trace.y, trace.x, color="tab:blue")
     axes.bar_label(bars, fmt="%.2f", padding=3)
     return Picture(
-        f"importances_{name}",
+        f"importances_{name.replace(' ', '_')}",
         f"Importances for {name}",
         f"How much of what tells good trials from others each setting explains (PED-ANOVA), from {count} complete "
         "trials; of few it says little.",
@@ -200,7 +206,7 @@ def _styled(plot: graph_objects.Figure) -> graph_objects.Figure:
 
 
 def _learning_curves(study: Study) -> Picture:
-    metric = parse_config(study.settings.config).evaluation.metric
+    metric = _metric(study)
     best = min if metric == "loss" else max
     curves = {trial.number: curve(study.workdir(trial.number), metric) for trial in study.trials()}
     found = {number: points for number, points in curves.items() if any(map(math.isfinite, _column(points)))}

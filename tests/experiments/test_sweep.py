@@ -129,7 +129,7 @@ def test_the_report_needs_no_network_and_shows_the_study(study):
     links = re.findall(r'<a href="(\.\./trials/\d+)">', page)
     assert sorted(links) == [f"../trials/{i:04d}" for i in range(6)]
     assert all((folder / link / "config.json").exists() for link in links)
-    names = ("learning_curves", "history", "parallel_coordinates_quality", "importances_quality")
+    names = ("learning_curves", "history", "parallel_coordinates_validation_loss", "importances_validation_loss")
     for name in names:
         assert f'<h2 id="{name}">' in page
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
