@@ -207,7 +207,7 @@ def _styled(plot: graph_objects.Figure) -> graph_objects.Figure:
 
 def _learning_curves(study: Study) -> Picture:
     metric = _metric(study)
-    best = min if metric == "loss" else max
+    best = min if parse_config(study.settings.config).evaluation.best_mode == "min" else max
     curves = {trial.number: curve(study.workdir(trial.number), metric) for trial in study.trials()}
     found = {number: points for number, points in curves.items() if any(map(math.isfinite, _column(points)))}
     order = sorted(found, key=lambda number: best(filter(math.isfinite, _column(found[number]))), reverse=best is max)

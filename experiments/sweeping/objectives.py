@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from transformer_jax.analysis.run import load_run
+from transformer_jax.experiment import EvaluationConfig
 from transformer_jax.training.metric_writer import read_metrics
 
 
@@ -17,10 +18,10 @@ def curve(workdir: Path, metric: str) -> list[tuple[int, float]]:
     return [(row["step"], row["value"]) for row in rows if (row["split"], row["name"]) == ("validation", metric)]
 
 
-def quality(workdir: Path, metric: str) -> float:
+def quality(workdir: Path, evaluation: EvaluationConfig) -> float:
     """The best value of the validation metric, which is that of the checkpoint `load_run` takes; NaN without any."""
-    values = [value for _, value in curve(workdir, metric) if not math.isnan(value)]
-    return (min if metric == "loss" else max)(values, default=math.nan)
+    values = [value for _, value in curve(workdir, evaluation.metric) if not math.isnan(value)]
+    return (min if evaluation.best_mode == "min" else max)(values, default=math.nan)
 
 
 def training_seconds(workdir: Path) -> float:
@@ -30,12 +31,12 @@ def training_seconds(workdir: Path) -> float:
     return float(sum(seconds) / len(seconds) * max(row["step"] for row in rows)) if seconds else math.nan
 
 
-def measure(workdir: Path, objectives: Sequence[str], metric: str) -> list[float]:
+def measure(workdir: Path, objectives: Sequence[str], evaluation: EvaluationConfig) -> list[float]:
     """The value of each of "quality", "time" (seconds) and "parameters" that is asked for."""
     values = []
     for name in objectives:
         if name == "quality":
-            values.append(quality(workdir, metric))
+            values.append(quality(workdir, evaluation))
         elif name == "time":
             values.append(training_seconds(workdir))
         else:

@@ -75,8 +75,8 @@ class Settings:
 
     @property
     def directions(self) -> list[Direction]:
-        less_is_better = parse_config(self.config).evaluation.metric == "loss"
-        return ["maximize" if name == "quality" and not less_is_better else "minimize" for name in self.objectives]
+        mode = parse_config(self.config).evaluation.best_mode
+        return ["maximize" if name == "quality" and mode == "max" else "minimize" for name in self.objectives]
 
     def save(self, folder: Path) -> None:
         write_json(folder / FILE, asdict(self))

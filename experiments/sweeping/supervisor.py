@@ -1,8 +1,11 @@
 """Several workers on this machine: starts them, says how the study goes, and replaces those that are killed."""
 
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +13,10 @@ from optuna.trial import TrialState
 
 from experiments.sweeping.study import Study
 from experiments.sweeping.worker import describe
-from transformer_jax.errors import UserError
-from transformer_jax.training.loop import stop_requests
+from transformer_jax.errors import RESUME, UserError
 
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0
-INTERRUPTED = 75
 
 
 @dataclass
@@ -46,7 +47,7 @@ def supervise(study: Study, count: int, command: Sequence[str]) -> bool:
         return Worker(process, log)
 
     told: dict[int, TrialState] = {}
-    with stop_requests() as stop:
+    with _stop_requests() as stop:
         workers = [start() for _ in range(count)]
         print(f"{count} workers; what they print is in {study.folder / 'workers'}", flush=True)
         try:
@@ -59,7 +60,7 @@ def supervise(study: Study, count: int, command: Sequence[str]) -> bool:
                     if status < 0:
                         print(f"a worker was killed by signal {-status}; another takes over", flush=True)
                         workers.append(start())
-                    elif status == INTERRUPTED:
+                    elif status == RESUME:
                         stop.set()
                     elif status:
                         raise UserError(f"A worker failed; the end of {worker.log}:\n{_end_of(worker.log)}")
@@ -67,6 +68,19 @@ def supervise(study: Study, count: int, command: Sequence[str]) -> bool:
             _stop(workers)
         _tell(study, told)
         return not stop.is_set()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGTERM and Ctrl-C set."""
+    stop = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _stop(workers: Sequence[Worker]) -> None:

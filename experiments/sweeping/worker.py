@@ -12,8 +12,8 @@ from experiments.sweeping.objectives import measure
 from experiments.sweeping.study import Claim, Study
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config
-from transformer_jax.training.checkpoints import Checkpoints
 from transformer_jax.training.loop import train
+from transformer_jax.training.saved_steps import SavedSteps
 
 STARTS, PRUNED, REASON = "starts", "pruned_at", "reason"
 """Attributes of a trial: the steps it was started from, the step at which it was judged, why it failed."""
@@ -56,19 +56,18 @@ def _run(study: Study, claim: Claim) -> Ending:
     """Trains a trial, or continues it, and tells Optuna how it ended."""
     trial, objectives = claim.trial, study.settings.objectives
     started = trial.user_attrs.get(STARTS, [])
-    with Checkpoints(claim.workdir / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step() or 0
+    step = SavedSteps(claim.workdir / "checkpoints").latest_step() or 0
     if started[-MOST_STARTS:] == [step] * MOST_STARTS:
         return _fail(study, claim, f"{MOST_STARTS} workers died of it at step {step}, one after the other.")
     trial.set_user_attr(STARTS, [*started, step])
     try:
-        metric = parse_config(claim.config).evaluation.metric
+        evaluation = parse_config(claim.config).evaluation
         reported = set(study.trials()[claim.number].intermediate_values)
 
         def judge(step: int, metrics: Mapping[str, float]) -> bool:
             """Whether the trial is not worth going on with."""
             if objectives == ("quality",) and step not in reported:
-                trial.report(metrics[metric], step)
+                trial.report(metrics[evaluation.metric], step)
             if study.settings.pruner == "none" or not trial.should_prune():
                 return False
             trial.set_user_attr(PRUNED, step)
@@ -80,7 +79,7 @@ def _run(study: Study, claim: Claim) -> Ending:
             return "pruned"
         if not finished:
             return "interrupted"
-        values = measure(claim.workdir, objectives, metric)
+        values = measure(claim.workdir, objectives, evaluation)
     except (UserError, jax.errors.JaxRuntimeError) as error:
         # Settings that cannot be, or too large for the device: that is this trial's result, and others may do.
         return _fail(study, claim, str(error))

@@ -1,5 +1,6 @@
 """One worker in this process: trials that are pruned, that fail, and that kill."""
 
+import signal
 import sys
 
 import optuna
@@ -55,10 +56,10 @@ def test_several_objectives_and_a_signal(data, tmp_path, monkeypatch):
     study = made_study(tmp_path / "study", data, grid=(f"{RATE}=1e-2",), objectives=("quality", "time", "parameters"))
     add = loop.Window.add
 
-    def add_and_stop(window, number, *rest):
-        add(window, number, *rest)
-        if number == 30:
-            loop.signal.raise_signal(loop.signal.SIGTERM)
+    def add_and_stop(window, step):
+        add(window, step)
+        if step.number == 30:
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Window, "add", add_and_stop)
