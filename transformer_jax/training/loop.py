@@ -6,6 +6,7 @@ interrupted run ends where an uninterrupted one does.
 """
 
 import dataclasses
+import functools
 import os
 import platform
 import shutil
@@ -55,7 +56,10 @@ MADE_FIRST = ("config.json", "environment.json", "pinned.json", "initialization.
 
 
 OnEvaluation = Callable[[int, Mapping[str, float]], bool]
-"""Is given the step and the metrics of each evaluation, before that step's checkpoint; True ends the call there."""
+"""Is given the step and the metrics of each evaluation, before that step's checkpoint; True ends the call there.
+
+With several processes the main one alone is asked.
+"""
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,8 @@ class Trainer:
             weights = self._evaluation_weights() if due else self.state.params
             metrics = self._evaluate(weights) if due else {}
             early = due and from_main(lambda: exhausted(read_metrics(self.run.metrics), evaluation))
-            ending = last or early or stopping
+            unwanted = due and from_main(functools.partial(self.on_evaluation, number, metrics))
+            ending = last or early or unwanted or stopping
             if number > self.first and (ending or planned):
                 self._save(metrics, weights, interim=not (planned or early))
             if ending:
