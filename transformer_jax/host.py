@@ -8,15 +8,23 @@ MOST_CPU_DEVICES = 8
 """A power of two that divides the rows of every batch (batching.rows_multiple)."""
 
 
-def prepare_cpu() -> None:
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def prepare_cpu(cores: int | None = None) -> None:
     """On a machine without an accelerator, restarts this program once with the settings that make its CPU fast.
 
     One device a core, each with one thread, so that whole batches are shared instead of single products; and huge
     pages, without which training spends its time on page faults. Variables that are already set are kept.
+
+    Args:
+      cores: for how many; default all that this process may use. Bit for bit the same run needs the same number.
     """
-    if _accelerator() or os.environ.get("TRANSFORMER_JAX_PREPARED"):
+    if has_accelerator() or os.environ.get("TRANSFORMER_JAX_PREPARED"):
         return
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = cores or available_cores()
     devices = min(1 << (cores.bit_length() - 1), MOST_CPU_DEVICES)
     wanted = {
         "TRANSFORMER_JAX_PREPARED": "1",
@@ -29,7 +37,8 @@ def prepare_cpu() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _accelerator() -> bool:
+def has_accelerator() -> bool:
+    """Whether jax is to find a GPU or TPU, as far as can be told without importing it."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms.split(",")[0] != "cpu"

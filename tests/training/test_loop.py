@@ -64,6 +64,20 @@ def test_interruptions_change_nothing(data, whole, tmp_path, monkeypatch):
     assert_same_run(run, whole)
 
 
+def test_the_judge_of_evaluations_can_end_a_run_that_then_continues(data, whole, tmp_path):
+    seen = []
+
+    def judge(step, metrics):
+        seen.append((step, metrics["bleu"]))
+        return step == 40
+
+    assert train(tiny_config(data, **FULL), tmp_path / "run", judge) == Outcome(40, finished=False)
+    assert train(tiny_config(data, **FULL), tmp_path / "run", judge) == Outcome(60, finished=True)
+    history = [(row["step"], row["value"]) for row in load_run(whole).history() if row["name"] == "bleu"]
+    assert seen == history
+    assert_same_run(tmp_path / "run", whole)
+
+
 def test_a_death_before_the_first_checkpoint_leaves_no_old_metrics(data, whole, tmp_path, monkeypatch):
     def die(window, dispatched):
         add(window, dispatched)

@@ -6,11 +6,12 @@ interrupted run ends where an uninterrupted one does.
 """
 
 import dataclasses
+import functools
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,13 @@ from transformer_jax.training.window import CompileCounter, Step, Window
 MADE_FIRST = ("config.json", "environment.json", "pinned.json", "initialization.json", tracking.RECORD)
 
 
+OnEvaluation = Callable[[int, Mapping[str, float]], bool]
+"""Is given the step and the metrics of each evaluation, before that step's checkpoint; True ends the call there.
+
+With several processes the main one alone is asked.
+"""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a call of `train` ended: at which step, and whether the run is complete."""
@@ -70,8 +78,10 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def train(mapping: Any, workdir: str | Path) -> Outcome:
+def train(mapping: Any, workdir: str | Path, on_evaluation: OnEvaluation = lambda step, metrics: False) -> Outcome:
     """Trains the experiment of a config in ``workdir``, or continues what stands there.
+
+    What ``on_evaluation`` ends is saved as an interruption is, so that another call continues it.
 
     Raises: UserError for anything wrong with the config, the data or the directory, before work starts, and for a
     disk that cannot be written; RunFailed when training cannot go on.
@@ -92,7 +102,7 @@ def train(mapping: Any, workdir: str | Path) -> Outcome:
                 from_main(lambda: adopt_tokenizer(config.initialize, run))
                 # The main process first: what it downloads, makes and caches, the others then find.
                 experiment = main_first(lambda: find_family(config.family).prepare(config, run))
-                return Trainer(config, run, mesh, experiment, stop).train()
+                return Trainer(config, run, mesh, experiment, stop, on_evaluation).train()
         except Terminated:
             return Outcome(SavedSteps(Path(workdir) / "checkpoints").latest_step() or 0, finished=False)
 
@@ -140,9 +150,16 @@ class Trainer:
     """One run: its state on the devices, its place in the data, and all that is written of it."""
 
     def __init__(
-        self, config: RunConfig, run: RunDirectory, mesh: Mesh, experiment: Experiment, stop: StopRequests
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        mesh: Mesh,
+        experiment: Experiment,
+        stop: StopRequests,
+        on_evaluation: OnEvaluation,
     ) -> None:
         self.config, self.run, self.mesh, self.experiment, self.stop = config, run, mesh, experiment, stop
+        self.on_evaluation = on_evaluation
         self.task, self.batches = experiment.task, experiment.batches
         total, ema = config.training.total_steps, config.training.ema_decay
         self.optimizer = make_optimizer(config.optimizer, total)
@@ -221,7 +238,8 @@ class Trainer:
             weights = self._evaluation_weights() if due else self.state.params
             metrics = self._evaluate(weights) if due else {}
             early = due and from_main(lambda: exhausted(read_metrics(self.run.metrics), evaluation))
-            ending = last or early or stopping
+            unwanted = due and from_main(functools.partial(self.on_evaluation, number, metrics))
+            ending = last or early or unwanted or stopping
             if number > self.first and (ending or planned):
                 self._save(metrics, weights, interim=not (planned or early))
             if ending:
