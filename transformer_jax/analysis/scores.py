@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from transformer_jax.analysis.averaging import RECORD
+from transformer_jax.analysis.run import Run
 from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation.bleu import translation_scores
@@ -44,29 +45,38 @@ def evaluate_run(
     translations = translator.translate(list(sources))
     seconds = time.monotonic() - begin
     text = "\n".join([*sources, "", *references])
+    data = {**data, "sentences": len(sources), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    name, record = begin_record(run, data, {"decoding": asdict(translator.config)})
+    write_text(run.directory.inside(f"translations/{name}.txt"), "".join(f"{line}\n" for line in translations))
+    results = {
+        "scores": translation_scores(translations, references) | reference_perplexity(run, sources, references),
+        "translation_seconds": seconds,
+        "translations": f"translations/{name}.txt",
+    }
+    return finish_record(run, name, {**record, **results})
+
+
+def begin_record(run: Run, data: dict[str, Any], settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What an evaluation is of: its name, and a record of the data, the checkpoint and the settings."""
     record: dict[str, Any] = {
-        "data": {**data, "sentences": len(sources), "sha256": hashlib.sha256(text.encode()).hexdigest()},
-        "checkpoint": {
-            "choice": run.checkpoint,
-            "steps": run.steps,
-            "weights": run.config.evaluation.weights,
-        },
-        "decoding": asdict(translator.config),
+        "data": data,
+        "checkpoint": {"choice": run.checkpoint, "steps": run.steps, "weights": run.config.evaluation.weights},
+        **settings,
     }
     average = run.directory.path / RECORD
     if average.is_file():
         record["checkpoint"]["averaged"] = json.loads(average.read_text())
-    name = f"{data['split']}-{run.checkpoint.replace(':', '')}-{_digest(record)}"
-    record |= {
-        "scores": translation_scores(translations, references) | reference_perplexity(run, sources, references),
-        "translation_seconds": seconds,
-        "translations": f"translations/{name}.txt",
+    return f"{data['split']}-{run.checkpoint.replace(':', '')}-{_digest(record)}", record
+
+
+def finish_record(run: Run, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Writes ``scores/NAME.json`` in the run, with the machine and the versions. Returns it with its "file"."""
+    record = record | {
         "devices": [str(device) for device in jax.devices()],
         "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
         "git": git_state(Path(__file__).resolve().parents[2]),
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    write_text(run.directory.inside(f"translations/{name}.txt"), "".join(f"{line}\n" for line in translations))
     file = run.directory.inside(f"scores/{name}.json")
     write_json(file, record)
     return {**record, "file": str(file)}
