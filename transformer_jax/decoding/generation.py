@@ -75,9 +75,13 @@ class Generator:
         self._model, self.config, self._max_length = model, config, max_length
         self._decoder = Decoder(model, config.search(max_length), mesh)
 
-    def generate(self, params: Params, prompts: Sequence[Sequence[int]]) -> list[list[Hypothesis]]:
+    def generate(
+        self, params: Params, prompts: Sequence[Sequence[int]], rows: Sequence[int] | None = None
+    ) -> list[list[Hypothesis]]:
         """The n best continuations of each prompt, best first; prompts of any lengths share batches.
 
+        Args:
+          rows: numbers that samples derive their randomness from; 0, 1, 2 … when None.
         Raises: UserError for a prompt that leaves no room for ``max_tokens``.
         """
         given = [self.config.first_tokens(prompt) for prompt in prompts]
@@ -88,7 +92,7 @@ class Generator:
                     f"{self.config.max_tokens}; together they exceed the model's {self._max_length}. Shorten it, or "
                     "ask for fewer tokens."
                 )
-        return self._decoder.decode(params, given)
+        return self._decoder.decode(params, given, rows=rows)
 
     def stream(self, params: Params, prompt: Sequence[int]) -> Iterator[int]:
         """The tokens of one continuation, each as soon as it is drawn, without the end.
