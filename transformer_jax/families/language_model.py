@@ -78,6 +78,11 @@ def model_config(config: LanguageModelRunConfig, vocab_size: int) -> LanguageMod
     return build(LanguageModelConfig, {**config.model, "vocab_size": vocab_size}, "model")
 
 
+def make_task(config: LanguageModelRunConfig, vocab_size: int) -> LanguageModelTask:
+    """The model for a vocabulary, and its loss."""
+    return LanguageModelTask(LanguageModel(model_config(config, vocab_size)), config.task)
+
+
 class LanguageModelEvaluator:
     """Loss, perplexity and bits per byte of the validation split; compiled once, whatever the step."""
 
@@ -107,7 +112,7 @@ def prepare(config: LanguageModelRunConfig, run: RunDirectory | None) -> Experim
         tokenizer = train_text_tokenizer(dataset, config.tokenizer)
         if run is not None:
             save_text_tokenizer(tokenizer, run.tokenizer)
-    task = LanguageModelTask(LanguageModel(model_config(config, tokenizer.vocab_size)), config.task)
+    task = make_task(config, tokenizer.vocab_size)
 
     def make_evaluator(mesh: Mesh) -> LanguageModelEvaluator:
         stream = cached_stream(dataset, "validation", tokenizer)
