@@ -75,7 +75,7 @@ def few_shot(
       answer_context: what "unconditional" divides the likelihood by that of the choice after.
     Returns: "accuracy" and "standard_error" by measure, where "sum" is the log-probability of a choice, "per_token" and
       "per_byte" that divided by its length, and "unconditional" log P(choice | prompt) less log P(choice |
-      answer_context); "chance"; "answers", the choice taken for each item by "sum"; "shots_left_out", of all items together.
+      answer_context); "chance"; "answers", the choice taken for each item by "sum"; "shots_left_out", of all items.
     Raises: UserError when there are too few examples, or an item alone is too long.
     """
     pool = list(items if examples is None else examples)

@@ -111,9 +111,7 @@ def from_gpt2(tensors: Mapping[str, np.ndarray], config: LanguageModelConfig) ->
     def take(name: str, *shape: int) -> np.ndarray:
         found = tensors.get(f"transformer.{name}", tensors.get(name))
         if found is None:
-            raise UserError(
-                f"GPT-2 weights: there is no tensor {name}; the config asks for {config.num_layers} layers."
-            )
+            raise UserError(f"GPT-2 weights: there is no tensor {name}; the config has {config.num_layers} layers.")
         if found.shape != shape:
             raise UserError(f"GPT-2 weights: {name} is {found.shape}; the config asks for {shape}.")
         return np.asarray(found)
