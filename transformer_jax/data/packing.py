@@ -155,17 +155,26 @@ def pack(pieces: Pieces, length: int, rng: np.random.Generator) -> Rows:
             room = min((r for r, rows in open_rows.items() if r >= size and rows), default=0)
             if room:
                 rows = open_rows[room].pop()
-                if len(rows) > count:
-                    open_rows[room].append(rows[count:])
-                    rows = rows[:count]
             else:
-                rows, room = np.arange(num_rows, num_rows + count), length
-                num_rows += count
-            members = by_length[taken : taken + len(rows)]
-            row_of[members], place_of[members] = rows, length - room
-            if room - size:
-                open_rows.setdefault(room - size, []).append(rows)
-            taken, count = taken + len(rows), count - len(rows)
+                room = length
+                rows = np.arange(num_rows, num_rows - (-count // (length // size)))
+                num_rows += len(rows)
+            # As many to a row as it has room for; one more row takes what is left, fewer than that.
+            each = room // size
+            used = min(len(rows), -(-count // each))
+            number = np.arange(min(count, used * each))
+            members = by_length[taken : taken + len(number)]
+            row_of[members], place_of[members] = rows[number // each], length - room + number % each * size
+            full = len(number) // each
+            partly = len(number) - full * each
+            for left, those in (
+                (room - each * size, rows[:full]),
+                (room - partly * size, rows[full:used]),
+                (room, rows[used:]),
+            ):
+                if left and len(those):
+                    open_rows.setdefault(left, []).append(those)
+            taken, count = taken + len(number), count - len(number)
     row_of = rng.permutation(num_rows)[row_of]
     order = np.lexsort((place_of, row_of))
     return Rows(pieces, order, np.searchsorted(row_of[order], np.arange(num_rows + 1)))
