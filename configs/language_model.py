@@ -96,6 +96,7 @@ def base() -> ConfigDict:
     config.decoding.beam_size = 4
     config.decoding.n_best = 1
     config.decoding.length_penalty = 0.0
+    config.decoding.patience = 1.0
     config.decoding.max_tokens = 128
     config.decoding.min_length = 1
     config.decoding.prompt_begins = "document"

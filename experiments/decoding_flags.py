@@ -31,7 +31,9 @@ def define_decoding_flags() -> None:
     flags.DEFINE_integer("n_best", None, "translations given for each line", lower_bound=1)
     flags.DEFINE_float("length_penalty", None, "alpha of GNMT's length normalisation", lower_bound=0.0)
     flags.DEFINE_float("coverage_penalty", None, "beta of GNMT's coverage penalty", lower_bound=0.0)
-    flags.DEFINE_float("patience", None, "finished hypotheses per beam after which a search ends; 0: exact", lower_bound=0.0)
+    flags.DEFINE_float(
+        "patience", None, "finished hypotheses per beam after which a search ends; 0: exact", lower_bound=0.0
+    )
     flags.DEFINE_integer("min_length", None, "fewest tokens of an output", lower_bound=1)
     flags.DEFINE_float("max_length_factor", None, "output tokens allowed for each source token", lower_bound=0.0)
     flags.DEFINE_integer("max_length_offset", None, "output tokens allowed beyond that")

@@ -8,12 +8,10 @@ from transformer_jax.config import build
 from transformer_jax.errors import UserError
 from transformer_jax.families.registry import FAMILIES, find_family
 from transformer_jax.sharding import MeshConfig
-from transformer_jax.training.checkpoints import EVALUATED
+from transformer_jax.training.checkpoints import EVALUATED, best_mode
 from transformer_jax.training.guard import GuardConfig
 from transformer_jax.training.initialization import InitializeConfig
 from transformer_jax.training.optimizers import OptimizerConfig
-
-LOWER_IS_BETTER = ("loss", "nll", "perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class EvaluationConfig:
     @property
     def best_mode(self) -> Literal["max", "min"]:
         """Which value of the metric is best."""
-        return "min" if self.metric in LOWER_IS_BETTER else "max"
+        return best_mode(self.metric)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ def compiled(searcher):
     return jax.jit(partial(search, searcher), static_argnums=2)
 
 
-def run(params, limits, *, model=None, beam=40, n=4, alpha=0.6, beta=0.0, minimum=1, patience=0.0, prefix=None, length=5):
+def run(
+    params, limits, *, model=None, beam=40, n=4, alpha=0.6, beta=0.0, minimum=1, patience=0.0, prefix=None, length=5
+):
     rows = len(SOURCE)
     requests = Requests(
         jnp.asarray(SOURCE),

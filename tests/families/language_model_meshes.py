@@ -45,7 +45,8 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
 
 def generation(**changes: Any) -> GenerationConfig:
     settings = dict(
-        method="beam", beam_size=3, n_best=2, length_penalty=0.6, max_tokens=6, min_length=1, prompt_begins="document",
+        method="beam", beam_size=3, n_best=2, length_penalty=0.6, patience=1.0, max_tokens=6,
+        min_length=1, prompt_begins="document",
         batch_size=8, seed=0, sampling=SamplingConfig(1.0, 0, 1.0, 0.0),
     )  # fmt: skip
     return GenerationConfig(**{**settings, **changes})

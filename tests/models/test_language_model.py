@@ -116,7 +116,7 @@ def test_a_wide_beam_finds_the_likeliest_continuation() -> None:
     padded = np.asarray([[4, 5, 6, 1], [7, 1, 0, 0]], np.int32)
     model = IncrementalLanguageModel(LanguageModel(c))
     requests = Requests(padded, jnp.asarray([3, 3]), jnp.zeros((2, 0), jnp.int32), jnp.zeros((2, 2), jnp.int32))
-    found = search(BeamSearch(model, 64, 3, 0.0, 0.0, 1), params, requests, 3)
+    found = search(BeamSearch(model, 64, 3, 0.0, 0.0, 1, patience=0.0), params, requests, 3)
     words = [4, 5, 6, 7]
     endings = [[1], *([a, 1] for a in words), *([a, b, 1] for a in words for b in words)]
     for row, prompt in enumerate(prompts):

@@ -23,7 +23,7 @@ class GenerationConfig:
     """How a language model continues prompts. Lengths are in tokens.
 
     Attributes:
-      method, beam_size, n_best, length_penalty, batch_size, seed, sampling: as in `DecodingConfig`.
+      method, beam_size, n_best, length_penalty, patience, batch_size, seed, sampling: as in `DecodingConfig`.
       max_tokens: most tokens of an output, the end of the document among them.
       min_length: fewest.
       prompt_begins: "document": a prompt is the beginning of a document, so its first token follows the token that
@@ -35,6 +35,7 @@ class GenerationConfig:
     beam_size: int
     n_best: int
     length_penalty: float
+    patience: float
     max_tokens: int
     min_length: int
     prompt_begins: Literal["document", "anywhere"]

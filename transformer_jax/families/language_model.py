@@ -15,6 +15,7 @@ from transformer_jax.data.text_tokenizers import (
     TextTokenizerConfig,
     load_text_tokenizer,
     save_text_tokenizer,
+    tokenizer_digest,
     train_text_tokenizer,
 )
 from transformer_jax.decoding.generation import GenerationConfig
@@ -112,6 +113,9 @@ def prepare(config: LanguageModelRunConfig, run: RunDirectory | None) -> Experim
         tokenizer = train_text_tokenizer(dataset, config.tokenizer)
         if run is not None:
             save_text_tokenizer(tokenizer, run.tokenizer)
+    if run is not None:
+        run.pin("data", dataset.digest)
+        run.pin("tokenizers", tokenizer_digest(tokenizer))
     task = make_task(config, tokenizer.vocab_size)
 
     def make_evaluator(mesh: Mesh) -> LanguageModelEvaluator:

@@ -203,8 +203,7 @@ class Layer(nn.Module):
         kept: dict[str, Array] = {}
 
         def self_attention(h: Array) -> Array:
-            kept["key"], kept["value"] = self.self_attention.keys_values(h, positions)
-            q = self.self_attention.query(h, positions)
+            q, kept["key"], kept["value"] = self.self_attention.project(h, positions)
             return self.self_attention.attend(q, kept["key"], kept["value"], self_bias)
 
         x = self._residual(x, "self_attention", self_attention, None)

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Literal, NoReturn, Self, TypeVar
 
 import jax
 import numpy as np
@@ -31,6 +31,13 @@ BATCH = "batch"
 """Another: the batch of a step that is to be reproduced."""
 WRITING = (OSError, ValueError, jax.errors.JaxRuntimeError)
 """What Orbax and its storage raise when a file cannot be written, among other things: see `_reason`."""
+
+LOWER_IS_BETTER = ("loss", "nll", "perplexity", "bits_per_byte")
+
+
+def best_mode(metric: str) -> Literal["max", "min"]:
+    """Which value of a metric is best."""
+    return "min" if metric in LOWER_IS_BETTER else "max"
 
 
 class Checkpoints(SavedSteps):
