@@ -33,7 +33,7 @@ def main(config_file: str, steps: str, warm: str, result: str) -> None:
     experiment = find_family(config.family).prepare(config, None)
     optimizer, schedule = make_optimizer(config.optimizer, total), learning_rate(config.optimizer, total)
     shapes, create = abstract_state(experiment.task, optimizer, mesh, config.seed, ema=False)
-    options = dict(seed=config.seed, accumulation=config.training.accumulation, ema_decay=0.0)
+    options = dict(seed=config.seed, accumulation=config.training.accumulation, ema_decay=0.0, guard=config.guard)
     step = make_train_step(experiment.task, optimizer, schedule, mesh, shapes, **options)
     compiled = compile_shapes(step, shapes, mesh, experiment.batches)
     state, iterator, counted = create(), experiment.batches.iterator(), experiment.batches.counted
