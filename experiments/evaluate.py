@@ -3,8 +3,10 @@
     python experiments/evaluate.py runs/multi30k-tiny                       # the test split
     python experiments/evaluate.py runs/multi30k-tiny --split=validation --checkpoint=average:8 --beam_size=1
     python experiments/evaluate.py runs/a --files=news.en,news.de           # or one TSV file
+    python experiments/evaluate.py runs/shakespeare --split=validation --stride=1      # a language model
 
-Decoding settings that are not given are the run's own.
+What is measured depends on the family: BLEU of translations, perplexity and bits per byte of text. Settings that are
+not given are the run's own.
 """
 
 from absl import flags
@@ -15,10 +17,11 @@ from transformer_jax.host import prepare_cpu
 
 SPLIT = flags.DEFINE_string("split", "test", "train, validation or test")
 FILES = flags.DEFINE_string(
-    "files", None, "instead of a split: SOURCE,REFERENCE line-aligned, or PAIRS.tsv; plain or .gz"
+    "files", None, "instead of a split: SOURCE,REFERENCE line-aligned, or PAIRS.tsv, or texts; plain or .gz"
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
 DISTRIBUTED = command_line.define_distributed()
+STRIDE = flags.DEFINE_integer("stride", None, "language models: tokens by which windows advance", lower_bound=1)
 define_decoding_flags()
 
 
@@ -31,7 +34,8 @@ def main(arguments: list[str]) -> None:
     distributed.start(DISTRIBUTED.value)
     run = load_run(arguments[0], CHECKPOINT.value)
     enable_compilation_cache()
-    record, text = run.evaluate(SPLIT.value, FILES.value, **decoding_overrides(run.config))
+    windows = {"stride": STRIDE.value} if STRIDE.value else {}
+    record, text = run.evaluate(SPLIT.value, FILES.value, **decoding_overrides(run.config), **windows)
     if distributed.is_main():
         print(text)
         print(f"record: {record['file']}")

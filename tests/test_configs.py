@@ -27,6 +27,7 @@ ALL = [
     "phrases.py",
     "parallel_text.py",
 ]
+TEXT = ["python", "shakespeare", "files", "lm1b", "gpt2", "gpt3-175b", "smoke"]
 
 
 def read(spec: str, *overrides: str) -> RunConfig:
@@ -50,8 +51,15 @@ def test_a_config_is_whole_and_its_best_checkpoint_is_one_that_is_saved(spec):
     assert config.evaluation.every_steps % config.checkpoints.every_steps == 0
 
 
+@pytest.mark.parametrize("variant", TEXT)
+def test_a_language_models_config_is_whole(variant):
+    config = parse_config(load_config(f"{CONFIGS / 'language_model.py'}:{variant}"))
+    assert config.evaluation.every_steps % config.checkpoints.every_steps == 0
+    assert config.family == "language_model"
+
+
 def test_all_config_files_are_tested_and_refuse_unknown_variants():
-    named = {spec.partition(":")[0] for spec in ALL}
+    named = {spec.partition(":")[0] for spec in ALL} | {"language_model.py"}
     assert named == {file.name for file in CONFIGS.glob("*.py")} - {"__init__.py", "default.py"}
     for name in named:
         with pytest.raises(Exception, match=r"no-such-variant|takes no argument"):

@@ -11,7 +11,7 @@ from transformer_jax.sharding import MeshConfig
 from transformer_jax.training.checkpoints import EVALUATED
 from transformer_jax.training.guard import GuardConfig
 from transformer_jax.training.initialization import InitializeConfig
-from transformer_jax.training.metric_writer import LOWER_IS_BETTER
+from transformer_jax.training.metric_writer import best_mode
 from transformer_jax.training.optimizers import OptimizerConfig
 from transformer_jax.training.tracking import TrackingConfig
 
@@ -65,7 +65,7 @@ class EvaluationConfig:
     @property
     def best_mode(self) -> Literal["max", "min"]:
         """Which value of the metric is best."""
-        return "min" if self.metric in LOWER_IS_BETTER else "max"
+        return best_mode(self.metric)
 
 
 @dataclass(frozen=True)

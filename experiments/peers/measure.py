@@ -1,10 +1,12 @@
 """Measures other toolkits beside this one, on the same data, model and machine, in turn.
 
     python experiments/peers/measure.py train --config=configs/multi30k.py:tiny --seconds=60 --rounds=3
+    python experiments/peers/measure.py train --config=configs/language_model.py:shakespeare --seconds=60
     python experiments/peers/measure.py decode runs/multi30k-tiny --forced_tokens=25
     python experiments/peers/measure.py load runs/post-norm --rounds=5
 
-`train`: Hugging Face's MarianMT in a plain PyTorch loop; ours as Marian's post-norm model; the same batches.
+`train`: Hugging Face's MarianMT in a plain PyTorch loop; ours as Marian's post-norm model; the same batches. Of a
+language model: a GPT in plain PyTorch, its speed and its validation loss after --seconds of training, the same batches.
 `decode`: beam search of the test split by CTranslate2 and JoeyNMT with the run's own weights, as long as the
 model likes and with every output forced to one length. BLEU and the share of equal outputs say whether they
 compute the same. `load`: opening a run and translating one sentence in a fresh process, against MarianMT with the
@@ -33,7 +35,7 @@ OUTPUT = flags.DEFINE_string("output", None, "JSON file to write everything meas
 
 
 def main(arguments: list[str]) -> None:
-    from experiments.peers import comparison, loading
+    from experiments.peers import comparison, language_models, loading
     from transformer_jax.data.cache import cache_directory
     from transformer_jax.run_directory import write_json
 
@@ -41,7 +43,10 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{' '.join(arguments)}: wanted is train --config=…, decode RUN, or load RUN.")
     folder = Path(FOLDER.value or cache_directory() / "peers").absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    if CONFIG is not None:
+    if CONFIG is not None and CONFIG.value.family == "language_model":
+        result = language_models.compare_language_models(CONFIG.value, SECONDS.value, ROUNDS.value, folder)
+        print(language_models.format_language_models(result))
+    elif CONFIG is not None:
         result = comparison.compare_training(CONFIG.value, SECONDS.value, ROUNDS.value, folder)
         print(comparison.format_training(result))
     elif arguments[0] == "load":

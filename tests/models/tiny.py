@@ -37,7 +37,11 @@ def random_parameters(config: TransformerConfig, seed: int = 0) -> Any:
     A leaf depends on its path, shape and the seed alone, so models share what they have in common.
     """
     tokens = jnp.ones((1, 2), jnp.int32)
-    shapes = jax.eval_shape(EncoderDecoder(config).init, jax.random.key(0), tokens, tokens)["params"]
+    return drawn_like(jax.eval_shape(EncoderDecoder(config).init, jax.random.key(0), tokens, tokens)["params"], seed)
+
+
+def drawn_like(shapes: Any, seed: int = 0) -> Any:
+    """`random_parameters` for any model, from what `jax.eval_shape` gives of its init."""
 
     def draw(path: Any, leaf: Any) -> jax.Array:
         rng = np.random.default_rng([seed, zlib.crc32(jax.tree_util.keystr(path).encode())])

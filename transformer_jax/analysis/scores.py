@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from transformer_jax.analysis.run import Run
 from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.distributed import is_main
 from transformer_jax.errors import UserError
@@ -54,27 +55,22 @@ def evaluate_run(
     Raises: UserError when there are no pairs, or not as many references as sources.
     """
     translator = run.translator(**decoding)
-    record, name = _settings(run, sources, references, data, asdict(translator.config))
+    name, record = _begin(run, sources, references, data, asdict(translator.config))
     begin = time.monotonic()
     translations = translator.translate(list(sources))
     seconds = time.monotonic() - begin
     log_probs, tokens = reference_log_probs(run, sources, references)
-    record |= {
-        "scores": translation_scores(translations, references) | perplexity(log_probs, tokens),
-        "translation_seconds": seconds,
-        "translations": f"translations/{name}.txt",
-        "devices": [str(device) for device in jax.devices()],
-        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "git": git_state(Path(__file__).resolve().parents[2]),
-        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-    text, columns, file = _files(run, name)
+    text, columns, _ = _files(run, name)
     rows = (f"{p!r}\t{n!r}\n" for p, n in zip(log_probs.tolist(), tokens.tolist(), strict=True))
     if is_main():
         write_text(text, "".join(f"{line}\n" for line in translations))
         write_text(columns, "".join(rows))
-        write_json(file, record)
-    return {**record, "file": str(file)}
+    results = {
+        "scores": translation_scores(translations, references) | perplexity(log_probs, tokens),
+        "translation_seconds": seconds,
+        "translations": f"translations/{name}.txt",
+    }
+    return finish_record(run, name, {**record, **results})
 
 
 def sentence_scores(
@@ -82,7 +78,7 @@ def sentence_scores(
 ) -> SentenceScores:
     """The sentences of this evaluation, read from its record if there is one, else as `evaluate_run` writes them."""
     settings = asdict(run.decoding(**decoding))
-    _, name = _settings(run, sources, references, data, settings)
+    name, _ = _begin(run, sources, references, data, settings)
     text, columns, file = _files(run, name)
     if not (file.is_file() and columns.is_file()):
         evaluate_run(run, sources, references, data, **decoding)
@@ -96,32 +92,47 @@ def _files(run: TranslationRun, name: str) -> tuple[Path, Path, Path]:
     return inside(f"translations/{name}.txt"), inside(f"scores/{name}.tsv"), inside(f"scores/{name}.json")
 
 
-def _settings(
+def _begin(
     run: TranslationRun,
     sources: Sequence[str],
     references: Sequence[str],
     data: dict[str, Any],
     decoding: dict[str, Any],
-) -> tuple[dict[str, Any], str]:
-    """The part of a record that says what is evaluated, and the name that follows from it."""
+) -> tuple[str, dict[str, Any]]:
     if not sources or len(sources) != len(references):
         raise UserError(
             f"{len(sources)} sources and {len(references)} references; there must be as many, at least one."
         )
     text = "\n".join([*sources, "", *references])
+    data = {**data, "sentences": len(sources), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return begin_record(run, data, {"decoding": decoding})
+
+
+def begin_record(run: Run, data: dict[str, Any], settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What an evaluation is of: its name, and a record of the data, the checkpoint and the settings."""
     record: dict[str, Any] = {
-        "data": {**data, "sentences": len(sources), "sha256": hashlib.sha256(text.encode()).hexdigest()},
-        "checkpoint": {
-            "choice": run.checkpoint,
-            "steps": run.steps,
-            "weights": run.config.evaluation.weights,
-        },
-        "decoding": decoding,
+        "data": data,
+        "checkpoint": {"choice": run.checkpoint, "steps": run.steps, "weights": run.config.evaluation.weights},
+        **settings,
     }
     average = run.directory.path / AVERAGED
     if average.is_file():
         record["checkpoint"]["averaged"] = json.loads(average.read_text())
-    return record, f"{data['split']}-{run.checkpoint.replace(':', '')}-{_digest(record)}"
+    return f"{data['split']}-{run.checkpoint.replace(':', '')}-{_digest(record)}", record
+
+
+def finish_record(run: Run, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """Writes ``scores/NAME.json`` in the run, with the machine and the versions. Returns it with its "file"."""
+    record = record | {
+        "devices": [str(device) for device in jax.devices()],
+        "packages": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "git": git_state(Path(__file__).resolve().parents[2]),
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    file = run.directory.inside(f"scores/{name}.json")
+    if is_main():
+        write_json(file, record)
+    return {**record, "file": str(file)}
 
 
 def _digest(settings: dict[str, Any]) -> str:

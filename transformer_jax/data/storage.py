@@ -60,7 +60,7 @@ def progress(items: Iterator[Any], description: str, total: int | None = None) -
     """`items`, counted on stderr: as a bar on a terminal, as one line otherwise."""
     if not sys.stderr.isatty():
         print(description, file=sys.stderr, flush=True)
-    yield from tqdm(items, description, total, unit=" pairs", leave=False, disable=None, file=sys.stderr)
+    yield from tqdm(items, description, total, unit=" examples", leave=False, disable=None, file=sys.stderr)
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:

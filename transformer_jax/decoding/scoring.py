@@ -27,6 +27,40 @@ def token_log_probs(logits: Array, target: Array) -> Array:
     return jnp.where(target == PAD_ID, 0.0, chosen - jax.nn.logsumexp(logits, axis=-1))
 
 
+class ContinuationScorer:
+    """Scores what a language model reads after a context, in batches of similar length and few shapes."""
+
+    def __init__(self, logits: Callable[[Params, Array], Array], batch_size: int, max_length: int) -> None:
+        """``logits(params, inputs int32[B, T]) -> float32[B, T, V]``; ``max_length``: most tokens it reads."""
+        self.batch_size, self.max_length = batch_size, max_length
+        self._score: Any = jax.jit(lambda params, x, y: token_log_probs(logits(params, x), y))
+
+    def score(
+        self, params: Params, contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+    ) -> list[np.ndarray]:
+        """Per pair, float32[len(continuation)]: the natural log-probability of each of its tokens.
+
+        Raises: UserError for an empty context, and for a pair that is longer than the model reads.
+        """
+        rows = [[*context, *continuation] for context, continuation in zip(contexts, continuations, strict=True)]
+        for i, (context, row) in enumerate(zip(contexts, rows, strict=True), 1):
+            if not len(context) or len(row) > self.max_length + 1:
+                raise UserError(
+                    f"scoring: context {i} has {len(context)} tokens and its continuation {len(row) - len(context)}; "
+                    f"there must be a context, and together they may have {self.max_length + 1}. Shorten the context."
+                )
+        scores: list[np.ndarray] = [np.zeros(0, np.float32)] * len(rows)
+        for length, members in length_groups([len(row) - 1 for row in rows], self.max_length).items():
+            for first in range(0, len(members), self.batch_size):
+                chosen = members[first : first + self.batch_size]
+                inputs = pad_tokens([rows[i][:-1] for i in chosen], self.batch_size, length)
+                targets = pad_tokens([rows[i][1:] for i in chosen], self.batch_size, length)
+                values = np.asarray(self._score(params, inputs, targets))
+                for i, row in zip(chosen, values, strict=False):
+                    scores[i] = row[len(contexts[i]) - 1 : len(rows[i]) - 1]
+        return scores
+
+
 class Scorer:
     """Scores pairs of token lists under a model, in batches of similar length and few shapes."""
 

@@ -8,7 +8,7 @@ from transformer_jax.errors import UserError
 if TYPE_CHECKING:
     from transformer_jax.families.family import Family
 
-FAMILIES = ("translation",)
+FAMILIES = ("translation", "language_model")
 
 
 def find_family(name: str) -> "Family":
@@ -18,4 +18,8 @@ def find_family(name: str) -> "Family":
             from transformer_jax.families.translation import TRANSLATION
 
             return TRANSLATION
+        case "language_model":
+            from transformer_jax.families.language_model import LANGUAGE_MODEL
+
+            return LANGUAGE_MODEL
     raise UserError(f"family is {name!r}, which there is not. {suggest(str(name), FAMILIES)}")

@@ -21,7 +21,7 @@ from transformer_jax.experiment import EvaluationConfig, RunConfig
 from transformer_jax.families.family import Experiment, Family
 from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, TransformerConfig
 from transformer_jax.run_directory import RunDirectory
-from transformer_jax.training.evaluators import split_metrics
+from transformer_jax.training.evaluators import split_sums
 from transformer_jax.training.step import make_evaluation_step
 from transformer_jax.training.tasks import TaskConfig, TranslationTask
 
@@ -125,7 +125,7 @@ class TranslationEvaluator:
     def __call__(self, params: Any) -> Iterator[tuple[str, float]]:
         """Yields loss, nll, perplexity, and with translations bleu, chrf and exact_match of validation."""
         begin = time.monotonic()
-        yield from split_metrics(self._task, self._evaluate, params, self._batches, self._mesh).items()
+        yield from self._task.summarise(split_sums(self._evaluate, params, self._batches, self._mesh)).items()
         if self._translator is not None:
             self._translator.params = params
             scores = translation_scores(self._translator.translate(self._sources), self._targets)

@@ -37,8 +37,9 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 def alibi(distance: Array, num_heads: int) -> Array:
-    """Bias float32[H, T, S] = -slope · |distance|; symmetric, so that an encoder can use it too."""
-    return -jnp.asarray(alibi_slopes(num_heads))[:, None, None] * jnp.abs(distance).astype(jnp.float32)
+    """Bias float32[..., H, T, S] = -slope · |distance[..., T, S]|; symmetric, so that an encoder can use it too."""
+    distance = jnp.abs(distance).astype(jnp.float32)[..., None, :, :]
+    return -jnp.asarray(alibi_slopes(num_heads))[:, None, None] * distance
 
 
 def relative_buckets(distance: Array, bidirectional: bool, num_buckets: int, max_distance: int) -> Array:

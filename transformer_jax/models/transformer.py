@@ -24,19 +24,15 @@ Cache = dict[str, Any]
 PAD_ID, BOS_ID = 0, 3
 
 
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Hyperparameters of one encoder-decoder; switches are orthogonal.
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """Hyperparameters of the layers, which all families share; switches are orthogonal.
 
     Raises: UserError for an impossible combination, naming the values and what would do.
     """
 
-    source_vocab_size: int
-    target_vocab_size: int
     d_model: int = 512
     d_ff: int = 2048
-    num_encoder_layers: int = 6
-    num_decoder_layers: int = 6
     num_heads: int = 8
     num_kv_heads: int | None = None  # None: as many as num_heads; 1: multi-query; between: grouped
     max_length: int = 1024
@@ -47,7 +43,6 @@ class TransformerConfig:
     activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = "relu"
     attention_bias: bool = False
     feed_forward_bias: bool = True
-    tie_embeddings: Literal["none", "source_target", "target_output", "all"] = "all"
     dropout_rate: float = 0.1  # after each sublayer
     embedding_dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.0
@@ -57,14 +52,10 @@ class TransformerConfig:
     scan_layers: bool = False
 
     def __post_init__(self) -> None:
-        def need(ok: bool, message: str) -> None:
-            if not ok:
-                raise UserError(f"model: {message}")
-
-        for name in ("source_vocab_size", "target_vocab_size", "d_model", "d_ff", "num_heads", "max_length"):
-            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("num_encoder_layers", "num_decoder_layers"):
-            need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in [field.name for field in dataclasses.fields(self)]:
+            counted = name.endswith("vocab_size") or (name.startswith("num_") and name.endswith("layers"))
+            if counted or name in ("d_model", "d_ff", "num_heads", "max_length"):
+                need(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1.")
         divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
         need(
             self.d_model % self.num_heads == 0,
@@ -85,12 +76,6 @@ class TransformerConfig:
             self.positions != "sinusoidal" or self.d_model % 2 == 0,
             f"sinusoidal positions need an even d_model; it is {self.d_model}.",
         )
-        need(
-            self.tie_embeddings not in ("source_target", "all") or self.source_vocab_size == self.target_vocab_size,
-            f"tie_embeddings={self.tie_embeddings!r} shares one table between the languages, but their vocabularies "
-            f"have {self.source_vocab_size} and {self.target_vocab_size} entries; use tokenizer.joint=True, "
-            "or tie_embeddings='target_output' or 'none'.",
-        )
         for field in dataclasses.fields(self):
             if field.name.endswith("dropout_rate"):
                 rate = getattr(self, field.name)
@@ -105,10 +90,36 @@ class TransformerConfig:
         return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(BlockConfig):
+    """Hyperparameters of one encoder-decoder."""
+
+    source_vocab_size: int
+    target_vocab_size: int
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    tie_embeddings: Literal["none", "source_target", "target_output", "all"] = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need(
+            self.tie_embeddings not in ("source_target", "all") or self.source_vocab_size == self.target_vocab_size,
+            f"tie_embeddings={self.tie_embeddings!r} shares one table between the languages, but their vocabularies "
+            f"have {self.source_vocab_size} and {self.target_vocab_size} entries; use tokenizer.joint=True, "
+            "or tie_embeddings='target_output' or 'none'.",
+        )
+
+
+def need(ok: bool, message: str) -> None:
+    """Raises: UserError with the message unless ``ok``."""
+    if not ok:
+        raise UserError(f"model: {message}")
+
+
 class FeedForward(nn.Module):
     """max(0, x·W1 + b1)·W2 + b2 (section 3.3), or another activation, or a gated unit (Shazeer 2020)."""
 
-    config: TransformerConfig
+    config: BlockConfig
 
     @nn.compact
     def __call__(self, x: Array, seeds: Seeds) -> Array:
@@ -133,7 +144,7 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One layer of either stack: self-attention, cross-attention if there is a memory, feed-forward."""
 
-    config: TransformerConfig
+    config: BlockConfig
     has_memory: bool
 
     def setup(self) -> None:
@@ -187,12 +198,24 @@ class Layer(nn.Module):
             )
         return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, seeds), seeds), None
 
+    def prefill(self, x: Array, self_bias: Array, positions: Array | None) -> tuple[Array, Array, Array]:
+        """As a layer without memory and dropout, and its keys and values [B, G, T, K] for a cache."""
+        kept: dict[str, Array] = {}
+
+        def self_attention(h: Array) -> Array:
+            q, kept["key"], kept["value"] = self.self_attention.project(h, positions)
+            return self.self_attention.attend(q, kept["key"], kept["value"], self_bias)
+
+        x = self._residual(x, "self_attention", self_attention, None)
+        return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, None), None), kept["key"], kept["value"]
+
     def step(
-        self, x: Array, cache: Cache, slot: Array, positions: Array, self_bias: Array, cross_bias: Array
+        self, x: Array, cache: Cache, first: Array, positions: Array, self_bias: Array, cross_bias: Array | None
     ) -> tuple[Array, Cache]:
         """One position of K beams x[B, K, D]; keys and values of every beam stay in the slot they were written to.
 
-        ``slot`` int32[]: where this step is written in the cache; ``positions`` int32[B]: where each row stands.
+        ``first`` int32[]: the first of the K slots of the cache that this step is written to; ``positions`` int32[B]:
+        where each row stands. Cross-attention where the cache has keys for it.
         """
         c, cache = self.config, dict(cache)
 
@@ -200,7 +223,6 @@ class Layer(nn.Module):
             rotations = positions[:, None, None] if c.positions == "rotary" else None
             q, key, value = self.self_attention.project(h, rotations)
             # Kept in the very layout in which they are used, or XLA copies the whole cache at every step.
-            first = slot * h.shape[1]
             key = jax.lax.dynamic_update_slice(cache["key"], jnp.swapaxes(key, 2, 3), (0, 0, 0, first))
             value = jax.lax.dynamic_update_slice(cache["value"], value, (0, 0, first, 0))
             cache["key"], cache["value"] = key, value
@@ -211,7 +233,8 @@ class Layer(nn.Module):
             return self.cross_attention.attend(q, cache["cross_key"], cache["cross_value"], cross_bias)
 
         x = self._residual(x, "self_attention", self_attention, None)
-        x = self._residual(x, "cross_attention", cross_attention, None)
+        if self.has_memory:
+            x = self._residual(x, "cross_attention", cross_attention, None)
         return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, None), None), cache
 
 
@@ -229,7 +252,7 @@ norms; the products with weights; its input alone. With "none", no policy: every
 class Stack(nn.Module):
     """A stack of layers, unrolled (``layer_0``, ``layer_1`` …) or scanned (``layers``, parameters stacked)."""
 
-    config: TransformerConfig
+    config: BlockConfig
     num_layers: int
     causal: bool
     has_memory: bool
@@ -263,11 +286,10 @@ class Stack(nn.Module):
     def unrolled(self) -> list[Layer]:
         return [getattr(self, f"layer_{i}") for i in range(self.num_layers)]
 
-    def position_bias(self, queries: Array, keys: Array) -> Array | None:
-        """Bias float32[H, T, S] from positions int32[T] and int32[S], or None."""
-        distance = keys[None, :] - queries[:, None]
+    def position_bias(self, distance: Array) -> Array | None:
+        """Bias float32[..., H, T, S] from the distances key - query int32[..., T, S], or None."""
         if self.config.positions == "relative":
-            return self.relative_bias(distance)
+            return jnp.moveaxis(self.relative_bias(distance), 0, -3)
         return alibi(distance, self.config.num_heads) if self.config.positions == "alibi" else None
 
     def __call__(
@@ -276,9 +298,10 @@ class Stack(nn.Module):
         """x[B, T, D] -> [B, T, D]. ``bias`` masks keys; the causal mask and position biases are added here."""
         c = self.config
         positions = jnp.arange(x.shape[1])
-        terms = [bias, self.position_bias(positions, positions)]
+        distance = positions[None, :] - positions[:, None]
+        terms = [bias, self.position_bias(distance)]
         if self.causal:
-            terms.append(jnp.where(positions[None, :] <= positions[:, None], 0.0, MASKED))
+            terms.append(jnp.where(distance <= 0, 0.0, MASKED))
         self_bias: Any = sum(term for term in terms if term is not None)
         rotations = positions if c.positions == "rotary" else None
         shared = (self_bias, memory, cross_bias, rotations, seeds)
@@ -406,7 +429,7 @@ class EncoderDecoder(nn.Module):
         steps_ago = (clock - jnp.arange(T)) % T
         seen = (steps_ago <= index[:, None])[:, None, :, None] & (ancestry[..., None] == jnp.arange(K))
         self_bias = jnp.where(seen.reshape(B, 1, K, T * K), 0.0, MASKED)
-        position_bias = self.decoder.position_bias(jnp.zeros(1, jnp.int32), -steps_ago)
+        position_bias = self.decoder.position_bias(-steps_ago[None, :])
         if position_bias is not None:
             self_bias = self_bias + jnp.repeat(position_bias, K, axis=-1)
         # A finished row that waits to be refilled steps beyond the last position; what it computes is not used.
@@ -415,7 +438,7 @@ class EncoderDecoder(nn.Module):
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             name = f"layer_{i}"
-            x, layers[name] = layer.step(x, cache["layers"][name], slot, index, self_bias, cache["cross_bias"])
+            x, layers[name] = layer.step(x, cache["layers"][name], slot * K, index, self_bias, cache["cross_bias"])
         if self.config.norm_placement == "pre":
             x = self.decoder.final_norm(x)
         return self.logits(x), {
@@ -432,15 +455,14 @@ def unroll(params: Params) -> Params:
 
     A part of the tree will do, if what there is of a stack has all its layers.
     """
-    stacks = {}
-    for name in [name for name in ("encoder", "decoder") if name in params]:
-        stack = dict(params[name])
-        layers = stack.pop("layers", None)
-        if layers is not None:
-            for i in range(jax.tree.leaves(layers)[0].shape[0]):
-                stack[f"layer_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
-        stacks[name] = stack
-    return {**params, **stacks}
+    unrolled = dict(params)
+    for name, stack in params.items():
+        if "layers" in stack:
+            rest = {key: value for key, value in stack.items() if key != "layers"}
+            count = jax.tree.leaves(stack["layers"])[0].shape[0]
+            each = {f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stack["layers"]) for i in range(count)}
+            unrolled[name] = rest | each
+    return unrolled
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.run_directory import RunDirectory, write_json
 from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
 from transformer_jax.training.digests import digests
+from transformer_jax.training.metric_writer import best_mode
 from transformer_jax.training.step import TrainState
 from transformer_jax.training.tasks import Task
 
@@ -133,9 +134,7 @@ def adopt_tokenizer(config: InitializeConfig, run: RunDirectory) -> None:
 def _read(config: InitializeConfig, other: RunDirectory) -> Any:
     """The parameters of the chosen checkpoint; of the best one those that were evaluated."""
     metric = other.config["evaluation"]["metric"]
-    with Checkpoints(
-        other.checkpoints, best_metric=metric, best_mode="min" if metric == "loss" else "max"
-    ) as checkpoints:
+    with Checkpoints(other.checkpoints, best_metric=metric, best_mode=best_mode(metric)) as checkpoints:
         best, latest = checkpoints.best_step(), checkpoints.latest_step()
         if config.checkpoint == "best" and best is not None:
             weights = other.config["evaluation"]["weights"]

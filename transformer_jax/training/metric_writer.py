@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from transformer_jax.training.tracking import Tracker
 
 LOWER_IS_BETTER = ("loss", "nll", "perplexity", "bits_per_byte")
+
+
+def best_mode(metric: str) -> Literal["max", "min"]:
+    """Which value of a metric is best."""
+    return "min" if metric in LOWER_IS_BETTER else "max"
+
+
 """The metrics of which less is better; of all others more is."""
 
 

@@ -92,6 +92,12 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+def _decayed(params: Any) -> Any:
+    """Which parameters AdamW's weight decay shrinks: kernels and tables, not norms and biases."""
+    named = lambda path, leaf: str(getattr(path[-1], "key", path[-1])) in ("kernel", "embedding")
+    return jax.tree_util.tree_map_with_path(named, params)
+
+
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """The update rule: clipping, then the named optimizer with its schedule."""
     rate = learning_rate(config, total_steps)
@@ -99,7 +105,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     if config.name == "adam":
         optimizer = optax.adam(rate, **adam)
     elif config.name == "adamw":
-        optimizer = optax.adamw(rate, **adam, weight_decay=config.weight_decay)
+        optimizer = optax.adamw(rate, **adam, weight_decay=config.weight_decay, mask=_decayed)
     elif config.name == "schedule_free_adamw":
         # Its own warm-up has a first step of zero, and with warmup_steps=0 no other.
         optimizer = contrib.schedule_free_adamw(cast(Any, rate), weight_decay=config.weight_decay, **adam)

@@ -1,0 +1,282 @@
+"""Documents as rows of one length: cut into pieces where they are longer, packed several to a row where shorter.
+
+Everything here is NumPy on lengths and ids. A piece is a stretch of one document; a row holds whole pieces, each a
+segment of its own, so that a model that masks other segments sees what it would see in rows of single pieces.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import sentencepiece
+
+from transformer_jax.data.batches import ArraySpec, Batch, Batches, BatchSpec, EvaluationBatch
+from transformer_jax.data.cache import cache_directory, exclusive
+from transformer_jax.data.text import TextDataset
+from transformer_jax.data.text_tokenizers import TextTokenizer, tokenizer_digest
+from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK
+from transformer_jax.errors import UserError
+
+FORMAT = 1
+CHUNK = 10_000  # documents encoded at a time
+ARRAYS = ("inputs", "targets", "segments")
+
+
+@dataclass(frozen=True)
+class PackingConfig:
+    """The shape of a batch, of which there is only one.
+
+    Attributes:
+      rows: sequences in a batch.
+      length: tokens in each; longer documents are cut, shorter ones share rows.
+    """
+
+    rows: int
+    length: int
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"batching.{name} is {getattr(self, name)}: it must be at least 1")
+
+
+class Stream(NamedTuple):
+    """Documents one after another.
+
+    Attributes:
+      ids: uint16 or int32[total]: each document, ended by EOS.
+      offsets: int64[N + 1]: document i is ids[offsets[i] : offsets[i + 1]].
+      num_bytes: of all documents, as UTF-8.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    num_bytes: int
+
+
+class Pieces(NamedTuple):
+    """Stretches of a stream, one an element: ids[start : start + length]. The first ``context`` of them are not
+    predicted, as another piece predicts them."""
+
+    start: np.ndarray  # int64
+    length: np.ndarray  # int64
+    context: np.ndarray  # int64
+
+
+class Rows(NamedTuple):
+    """Pieces in rows of one length."""
+
+    pieces: Pieces
+    order: np.ndarray  # int64: pieces by row, and by place in it
+    bounds: np.ndarray  # int64[rows + 1]: row r holds order[bounds[r] : bounds[r + 1]]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+
+def encode_documents(documents: Iterable[str], tokenizer: TextTokenizer) -> Stream:
+    """All documents as ids, each with its EOS."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+    parts, lengths, num_bytes, source = [], [np.zeros(1, np.int64)], 0, iter(documents)
+    while texts := list(itertools.islice(source, CHUNK)):
+        rows = tokenizer.encode(texts)
+        lengths.append(np.fromiter((len(row) + 1 for row in rows), np.int64, len(rows)))
+        parts.append(np.fromiter(itertools.chain.from_iterable((*row, EOS) for row in rows), dtype))
+        num_bytes += sum(len(text.encode()) for text in texts)
+    ids = np.concatenate(parts) if parts else np.zeros(0, dtype)
+    return Stream(ids, np.concatenate(lengths).cumsum(), num_bytes)
+
+
+def cached_stream(dataset: TextDataset, split: str, tokenizer: TextTokenizer) -> Stream:
+    """A split encoded once for all runs that share the cache; memory-mapped from there."""
+    key = json.dumps([FORMAT, sentencepiece.__version__, dataset.digest, split, tokenizer_digest(tokenizer)])
+    directory = cache_directory() / "encoded" / f"text-{hashlib.sha256(key.encode()).hexdigest()}"
+    with exclusive(f"encoded-{directory.name}"):
+        if not directory.exists():
+            stream = encode_documents(dataset.splits[split], tokenizer)
+            directory.parent.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=directory.parent) as folder:
+                new = Path(folder) / "new"
+                new.mkdir()
+                np.save(new / "ids.npy", stream.ids)
+                np.save(new / "offsets.npy", stream.offsets)
+                os.rename(new, directory)
+    load = lambda name: np.asarray(np.load(directory / f"{name}.npy", mmap_mode="r"))
+    return Stream(load("ids"), load("offsets"), dataset.report[split]["bytes"])
+
+
+def cut_documents(offsets: np.ndarray, length: int, rng: np.random.Generator) -> Pieces:
+    """Each document as pieces of at most ``length`` tokens; those of a longer one begin at a random offset, so that
+    every epoch cuts it elsewhere."""
+    sizes = np.diff(offsets)
+    first = np.where(sizes > length, rng.integers(1, length + 1, len(sizes)), sizes)
+    counts = 1 + -(-(sizes - first) // length)
+    document = np.repeat(np.arange(len(sizes)), counts)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begin = np.where(number == 0, 0, first[document] + (number - 1) * length)
+    end = np.minimum(first[document] + number * length, sizes[document])
+    return Pieces(offsets[document] + begin, end - begin, np.zeros(len(document), np.int64))
+
+
+def sliding_windows(offsets: np.ndarray, length: int, stride: int) -> Pieces:
+    """Windows that predict every token of every document exactly once, each but a document's first ``length`` with
+    at least ``length - stride`` tokens before it in its window."""
+    sizes = np.diff(offsets)
+    counts = 1 + -(-np.maximum(sizes - length, 0) // stride)
+    document = np.repeat(np.arange(len(sizes)), counts)
+    begin = stride * (np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts))
+    end = np.minimum(begin + length, sizes[document])
+    seen = np.where(begin == 0, 0, begin - stride + length)  # tokens of the document that earlier windows predict
+    return Pieces(offsets[document] + begin, end - begin, seen - begin)
+
+
+def pack(pieces: Pieces, length: int, rng: np.random.Generator) -> Rows:
+    """Pieces in as few rows as best-fit decreasing finds; pieces of one length are dealt out at random, and so are the
+    rows.
+
+    Works on counts of pieces and rows by length, not on single pieces (Krell et al. 2021, section 3.2).
+    """
+    shuffled = rng.permutation(len(pieces.length))
+    by_length = shuffled[np.argsort(-pieces.length[shuffled], kind="stable")]
+    sizes, counts = np.unique(-pieces.length[by_length], return_counts=True)
+    row_of = np.empty(len(by_length), np.int64)
+    place_of = np.empty(len(by_length), np.int64)
+    open_rows: dict[int, list[np.ndarray]] = {}  # by room left: arrays of row numbers
+    num_rows = taken = 0
+    for size, count in zip((-sizes).tolist(), counts.tolist(), strict=True):
+        while count:
+            room = min((r for r, rows in open_rows.items() if r >= size and rows), default=0)
+            if room:
+                rows = open_rows[room].pop()
+            else:
+                room = length
+                rows = np.arange(num_rows, num_rows - (-count // (length // size)))
+                num_rows += len(rows)
+            # As many to a row as it has room for; one more row takes what is left, fewer than that.
+            each = room // size
+            used = min(len(rows), -(-count // each))
+            number = np.arange(min(count, used * each))
+            members = by_length[taken : taken + len(number)]
+            row_of[members], place_of[members] = rows[number // each], length - room + number % each * size
+            full = len(number) // each
+            partly = len(number) - full * each
+            for left, those in (
+                (room - each * size, rows[:full]),
+                (room - partly * size, rows[full:used]),
+                (room, rows[used:]),
+            ):
+                if left and len(those):
+                    open_rows.setdefault(left, []).append(those)
+            taken, count = taken + len(number), count - len(number)
+    row_of = rng.permutation(num_rows)[row_of]
+    order = np.lexsort((place_of, row_of))
+    return Rows(pieces, order, np.searchsorted(row_of[order], np.arange(num_rows + 1)))
+
+
+def fill(stream: Stream, rows: Rows, chosen: np.ndarray, count: int, length: int) -> Batch:
+    """A batch int32[count, length] of the rows ``chosen`` and then of padding.
+
+    ``targets`` are the tokens of the pieces, PAD where nothing is predicted; ``inputs`` what comes before each, BOS
+    before a document; ``segments`` number the pieces of a row from 1, 0 is padding.
+    """
+    per_row = rows.bounds[chosen + 1] - rows.bounds[chosen]
+    row = np.repeat(np.arange(len(chosen)), per_row)
+    segment = np.arange(len(row)) - np.repeat(np.cumsum(per_row) - per_row, per_row)
+    piece = rows.order[np.repeat(rows.bounds[chosen], per_row) + segment]
+    start, size, context = (values[piece] for values in rows.pieces)
+    # Pieces lie side by side, so the places of a row's tokens are those of the row, counted up.
+    ends = np.cumsum(size)
+    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - size, size)
+    row_start = (ends - size)[np.cumsum(per_row) - per_row]  # tokens before each row
+    place = np.repeat(row * length + (ends - size) - row_start[row], size) + within
+    source = np.repeat(start, size) + within
+    batch = {name: np.zeros((count, length), np.int32) for name in ARRAYS}
+    before = np.where(source > 0, stream.ids[source - 1], EOS)
+    batch["inputs"].reshape(-1)[place] = np.where(before == EOS, BOS, before)
+    batch["targets"].reshape(-1)[place] = np.where(within >= np.repeat(context, size), stream.ids[source], PAD)
+    batch["segments"].reshape(-1)[place] = np.repeat(segment + 1, size)
+    return batch
+
+
+class PackedEpoch:
+    """One pass over the training documents."""
+
+    def __init__(self, stream: Stream, config: PackingConfig, rng: np.random.Generator):
+        self._stream, self._config = stream, config
+        self.rows = pack(cut_documents(stream.offsets, config.length, rng), config.length, rng)
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self._config.rows)
+
+    def batch(self, index: int, blocks: Sequence[int], count: int) -> Batch:
+        """As `Epoch.batch`; the last one ends in rows of padding."""
+        share = self._config.rows // count
+
+        def part(block: int) -> Batch:
+            first = index * self._config.rows + block * share
+            chosen = np.arange(first, max(first, min(first + share, len(self.rows))))
+            return fill(self._stream, self.rows, chosen, share, self._config.length)
+
+        parts = [part(block) for block in blocks]
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in ARRAYS}
+
+
+class PackedText(Batches):
+    """The training split of a text dataset as packed batches of one shape.
+
+    Every epoch holds every token exactly once, cut, packed and ordered anew.
+    """
+
+    counted = "targets"
+
+    def __init__(self, dataset: TextDataset, tokenizer: TextTokenizer, config: PackingConfig, seed: int):
+        super().__init__()
+        self._report, self._config, self._seed = dataset.report, config, seed
+        self._stream = cached_stream(dataset, "train", tokenizer)
+
+    @property
+    def specs(self) -> list[BatchSpec]:
+        shape = (self._config.rows, self._config.length)
+        return [{name: ArraySpec(shape, "int32") for name in ARRAYS}]
+
+    def make_epoch(self, index: int) -> PackedEpoch:
+        return PackedEpoch(self._stream, self._config, np.random.default_rng((self._seed, index)))
+
+    def describe(self) -> str:
+        made = self.epoch(0)
+        tokens, num_bytes = len(self._stream.ids), self._stream.num_bytes
+        unknown = float((self._stream.ids == UNK).mean())
+        cells = len(made) * self._config.rows * self._config.length
+        lines = [
+            f"{split:<14} {counts['documents']:,} documents, {counts['characters']:,} characters"
+            for split, counts in self._report.items()
+        ]
+        lines += [
+            f"tokens         {tokens:,} ({num_bytes / tokens:.2f} bytes each, unknown: {unknown:.3%})",
+            f"batches        {len(made):,} an epoch, {self._config.rows} rows of {self._config.length} tokens",
+            f"padding        {1 - tokens / cells:.1%} of all positions",
+        ]
+        return "\n".join(lines)
+
+
+def evaluation_batches(stream: Stream, config: PackingConfig, stride: int) -> Iterator[EvaluationBatch]:
+    """Batches that predict every token of a stream exactly once, in windows of ``config.length`` that advance by
+    ``stride``. The examples of a batch are its rows.
+
+    Raises: UserError unless 1 <= stride <= length.
+    """
+    if not 1 <= stride <= config.length:
+        raise UserError(f"stride is {stride}; it must be at least 1 and at most the length of a row, {config.length}.")
+    rows = pack(sliding_windows(stream.offsets, config.length, stride), config.length, np.random.default_rng(0))
+    for first in range(0, len(rows), config.rows):
+        chosen = np.arange(first, min(first + config.rows, len(rows)))
+        examples = np.full(config.rows, -1, np.int64)
+        examples[: len(chosen)] = chosen
+        yield EvaluationBatch(fill(stream, rows, chosen, config.rows, config.length), examples)

@@ -1,0 +1,229 @@
+"""The decoder-only Transformer (Radford et al. 2018, 2019): configuration, model, and its incremental decoder.
+
+Notation: B batch, T length, S prompt length, D d_model, V vocabulary, K beams.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from transformer_jax.models.attention import MASKED
+from transformer_jax.models.layers import Embedding, Seeds, dropout
+from transformer_jax.models.positions import sinusoidal
+from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, need, unroll
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig(BlockConfig):
+    """Hyperparameters of one language model.
+
+    Attributes:
+      scale_embeddings: token embeddings times √D (Vaswani et al. 2017, section 3.4); GPT does not.
+      initializer: "gpt2" draws every matrix and table from N(0, 0.02²), and those that end a residual branch from
+        N(0, 0.02² / 2L) (Radford et al. 2019, section 2.3); "xavier" is the encoder-decoder's.
+    """
+
+    vocab_size: int
+    num_layers: int
+    tie_embeddings: bool
+    scale_embeddings: bool
+    initializer: Literal["xavier", "gpt2"]
+
+
+def positions_in(segments: Array) -> Array:
+    """int32[B, T]: how many positions of the same segment come before each; segments int32[B, T] lie in one piece."""
+    index = jnp.arange(segments.shape[1])
+    starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+class LanguageModel(nn.Module):
+    """``model.apply({"params": params}, inputs)`` gives logits float32[B, T, V]: position t predicts what follows
+    ``inputs[:, : t + 1]``. Nothing is shifted inside.
+    """
+
+    config: LanguageModelConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.embedding = Embedding(c.vocab_size, c.d_model)
+        if not c.tie_embeddings:
+            self.output_embedding = Embedding(c.vocab_size, c.d_model)
+        if c.positions == "learned":
+            self.positions = Embedding(c.max_length, c.d_model, ("positions", "embed"))
+        self.decoder = Stack(c, c.num_layers, causal=True, has_memory=False)
+
+    def _embed(self, tokens: Array, positions: Array, seeds: Seeds) -> Array:
+        """tokens int32[B, T] at positions int32[B, T] or int32[T] -> [B, T, D]."""
+        c = self.config
+        x = self.embedding()[tokens]
+        if c.scale_embeddings:
+            x = x * c.d_model**0.5
+        if c.positions in ("sinusoidal", "learned"):
+            learned = c.positions == "learned"
+            table = self.positions() if learned else jnp.asarray(sinusoidal(c.max_length, c.d_model))
+            x = x + table[positions]
+        return dropout(x.astype(c.dtype), seeds, "embedding", c.embedding_dropout_rate)
+
+    def hidden(self, inputs: Array, segments: Array | None = None, seeds: Seeds = None) -> Array:
+        """The last states [B, T, D]; `logits` of them predict the next tokens.
+
+        Args:
+          inputs: int32[B, T].
+          segments: int32[B, T]: positions see their own segment only, and count from its start, so that documents
+            packed into a row are as in rows of their own. None: each row is one segment.
+        """
+        c, length = self.config, inputs.shape[1]
+        need(
+            length <= c.max_length,
+            f"an input of {length} tokens exceeds max_length={c.max_length}; split it, or raise it.",
+        )
+        if segments is None:
+            return self.decoder(self._embed(inputs, jnp.arange(length), seeds), None, None, None, seeds)
+        bias = jnp.where(segments[:, None, :, None] == segments[:, None, None, :], 0.0, MASKED)
+        return self.decoder(self._embed(inputs, positions_in(segments), seeds), bias, None, None, seeds)
+
+    def output_table(self) -> Array:
+        """The matrix float32[V, D] of the last linear layer, tied or its own."""
+        return self.embedding() if self.config.tie_embeddings else self.output_embedding()
+
+    def logits(self, hidden: Array) -> Array:
+        """[B, T, D] -> float32[B, T, V]."""
+        table = self.output_table().astype(hidden.dtype)
+        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+
+    def __call__(self, inputs: Array, segments: Array | None = None, seeds: Seeds = None) -> Array:
+        return self.logits(self.hidden(inputs, segments, seeds))
+
+    def start(self, prompt: Array, beam_size: int, max_length: int) -> Cache:
+        """The cache after all of each prompt but its last token, with room for max_length tokens of K beams.
+
+        Args: prompt: int32[B, S], each of at least one token, then one token that is not read (decoding ends every
+          source), then zeros.
+        Returns: a tree whose every leaf has the leading axis B. A prompt lies once in the cache, whatever K.
+        """
+        c, (B, S) = self.config, prompt.shape
+        x = self._embed(prompt, jnp.arange(S), None)
+        positions = jnp.arange(S)
+        distance = positions[None, :] - positions[:, None]
+        bias = jnp.where(distance <= 0, 0.0, MASKED)
+        position_bias = self.decoder.position_bias(distance)
+        bias = bias if position_bias is None else bias + position_bias
+        rotations = positions if c.positions == "rotary" else None
+        room = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.dtype)
+        layers = {}
+        for i, layer in enumerate(self.decoder.unrolled()):
+            x, key, value = layer.prefill(x, bias, rotations)
+            keys = jnp.swapaxes(jnp.concatenate([key, room], axis=2), 2, 3)
+            layers[f"layer_{i}"] = {"key": keys, "value": jnp.concatenate([value, room], axis=2)}
+        length = jnp.sum(prompt != 0, axis=1) - 1
+        return {
+            "clock": jnp.zeros(B, jnp.int32),
+            "index": jnp.zeros(B, jnp.int32),
+            "ancestry": jnp.zeros((B, beam_size, max_length), jnp.int32),
+            "prefilled": length - 1,
+            "pending": jnp.take_along_axis(prompt, length[:, None] - 1, axis=1)[:, 0],
+            "layers": layers,
+        }
+
+    def step(self, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
+        """Feeds tokens int32[B, K] at the cache's position; returns logits float32[B, K, V] and the new cache.
+
+        What is fed first is ignored for the last token of the prompt. Slots, clock and ancestry are those of
+        `EncoderDecoder.step`; the prompt's slots come before them.
+        """
+        c, clock, index, prefilled = self.config, cache["clock"][0], cache["index"], cache["prefilled"]
+        B, K, T = cache["ancestry"].shape
+        S = cache["layers"]["layer_0"]["value"].shape[2] - T * K
+        tokens = jnp.where(index[:, None] == 0, cache["pending"][:, None], tokens)
+        slot, own = clock % T, jnp.broadcast_to(jnp.arange(K)[:, None], (B, K, 1))
+        ancestry = jax.lax.dynamic_update_slice(cache["ancestry"], own, (0, 0, slot))
+        steps_ago = (clock - jnp.arange(T)) % T
+        seen = (steps_ago <= index[:, None])[:, None, :, None] & (ancestry[..., None] == jnp.arange(K))
+        prompt_seen = (jnp.arange(S) < prefilled[:, None])[:, None, :]
+        seen = jnp.concatenate([jnp.broadcast_to(prompt_seen, (B, K, S)), seen.reshape(B, K, T * K)], axis=2)
+        bias = jnp.where(seen, 0.0, MASKED)[:, None]
+        position = prefilled + index
+        distance = jnp.concatenate([jnp.arange(S) - position[:, None], jnp.tile(-steps_ago, (B, 1))], axis=1)
+        position_bias = self.decoder.position_bias(distance[:, None, :])
+        if position_bias is not None:
+            own_slots = jnp.repeat(position_bias[..., S:], K, axis=-1)
+            bias = bias + jnp.concatenate([position_bias[..., :S], own_slots], axis=-1)
+        # A finished row that waits to be refilled steps beyond the last position; what it computes is not used.
+        position = jnp.minimum(position, c.max_length - 1)
+        x = self._embed(tokens, jnp.broadcast_to(position[:, None], (B, K)), None)
+        layers = {}
+        for i, layer in enumerate(self.decoder.unrolled()):
+            name = f"layer_{i}"
+            x, layers[name] = layer.step(x, cache["layers"][name], S + slot * K, position, bias, None)
+        if c.norm_placement == "pre":
+            x = self.decoder.final_norm(x)
+        new = {"clock": cache["clock"] + 1, "index": index + 1, "ancestry": ancestry, "layers": layers}
+        return self.logits(x), {**cache, **new}
+
+
+def initial_parameters(model: LanguageModel, rng: Array) -> Any:
+    """Parameters, boxed with their logical axis names, as ``config.initializer`` says."""
+    c = model.config
+    boxed = model.init(rng, jnp.ones((1, 2), jnp.int32))["params"]
+    if c.initializer == "xavier":
+        return boxed
+
+    def draw(path: Any, box: Any) -> Any:
+        names = [key.key for key in path]
+        if names[-1] not in ("kernel", "embedding"):
+            return box
+        std = 0.02 / (2 * c.num_layers) ** 0.5 if names[-2] == "output" else 0.02
+        key = jax.random.fold_in(rng, next(count))
+        return box.replace_boxed(std * jax.random.normal(key, box.value.shape))
+
+    count = iter(range(1 << 30))
+    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+    return jax.tree_util.tree_map_with_path(draw, boxed, is_leaf=is_box)
+
+
+@dataclass(frozen=True)
+class IncrementalLanguageModel:
+    """The decode interface of a `LanguageModel`, as pure functions of its parameters: the source is the prompt."""
+
+    model: LanguageModel
+
+    def _apply(self, params: Params, *args: Any, method: str) -> Any:
+        model = LanguageModel(dataclasses.replace(self.model.config, scan_layers=False, remat="none"))
+        return model.apply({"params": unroll(params)}, *args, method=method)
+
+    def start(self, params: Params, source: Array, beam_size: int, max_length: int) -> Cache:
+        return self._apply(params, source, beam_size, max_length, method="start")
+
+    def step(self, params: Params, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
+        return self._apply(params, cache, tokens, method="step")
+
+    def reorder(self, cache: Cache, parents: Array) -> Cache:
+        """Beam k goes on from beam parents[b, k]: only the ancestry table changes."""
+        return {**cache, "ancestry": jnp.take_along_axis(cache["ancestry"], parents[:, :, None], axis=1)}
+
+    def refill(self, cache: Cache, fresh: Cache, rows: Array) -> Cache:
+        """The cache in which row rows[i] is row i of ``fresh``; rows beyond the last are dropped.
+
+        Of keys and values only the prompt's are replaced: the other slots of the old row are out of sight.
+        """
+        _, K, T = cache["ancestry"].shape
+
+        def replace(path: Any, leaf: Array, new: Array) -> Array:
+            name = path[-1].key
+            if name in ("clock", "ancestry"):
+                return leaf
+            if name == "value":
+                S = leaf.shape[2] - T * K
+                return leaf.at[rows, :, :S].set(new[:, :, :S], mode="drop")
+            if name == "key":
+                S = leaf.shape[3] - T * K
+                return leaf.at[rows, :, :, :S].set(new[..., :S], mode="drop")
+            return leaf.at[rows].set(new, mode="drop")
+
+        return jax.tree_util.tree_map_with_path(replace, cache, fresh)
