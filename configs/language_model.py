@@ -123,7 +123,7 @@ def shakespeare(config: ConfigDict) -> None:
     config.model.max_length = 64
     config.model.attention_bias = False
     config.model.feed_forward_bias = False
-    config.optimizer.peak_learning_rate = 1e-3
+    config.optimizer.peak_learning_rate = 4e-3
     config.optimizer.b2 = 0.99
     config.training.total_steps = 2000
     config.evaluation.stride = 64
