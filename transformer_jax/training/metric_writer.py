@@ -142,7 +142,7 @@ class NoMetrics(MetricWriter):
     def rewind(self, step: int) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         pass
 
 
