@@ -47,42 +47,52 @@ def optimizer_config(name: str) -> OptimizerConfig:
     return dataclasses.replace(ADAM, name=name, **changes)  # type: ignore[arg-type]
 
 
-def train(mesh_shape: tuple[int, ...], optimizer_name: str = "adam", accumulation: int = 1, **model: Any) -> Any:
-    devices = jax.devices()[: int(np.prod(mesh_shape))]
-    mesh = jax.make_mesh(mesh_shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
-    task, config = make_task(**model), optimizer_config(optimizer_name)
+def mesh_of(shape: tuple[int, ...]) -> jax.sharding.Mesh:
+    devices = jax.devices()[: int(np.prod(shape))]
+    return jax.make_mesh(shape, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+
+
+def train(shape: tuple[int, ...], optimizer_name: str = "adamw", accumulation: int = 1, **model: Any) -> Any:
+    mesh, task, config = mesh_of(shape), make_task(**model), optimizer_config(optimizer_name)
     optimizer = make_optimizer(config, STEPS)
     shapes, create = abstract_state(task, optimizer, mesh, seed=0, ema=True)
     rate = learning_rate(config, STEPS)
     step = make_train_step(
         task, optimizer, rate, mesh, shapes, seed=0, accumulation=accumulation, ema_decay=0.5, guard=GUARD
     )
-    born = create.lower().compile().memory_analysis()
     state, losses = create(), []
-    held = [
-        sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards if s.device == d)
-        for d in devices
-    ]
     for i in range(STEPS):
         state, metrics = step(state, place_batch(mesh, make_batch(seed=i % 4)))
         losses.append(float(metrics["loss"]))
-    found: list[list[Any]] = []
-    if optimizer_name == "adam":
-        found = Decoder(IncrementalDecoder(task.model), DECODING, mesh).decode(state.params, SOURCES)
-    evaluate = make_evaluation_step(task, mesh)
-    sums = fetch(evaluate(state.params, place_batch(mesh, make_batch(seed=9))))
-    return {
+    result = {
         "losses": losses,
-        "evaluated": float(sums["loss"]),
-        "translations": [[h.tokens for h in best] for best in found],
-        "scores": [h.score for best in found for h in best],
         "specs": {
             jax.tree_util.keystr(path, simple=True, separator="/"): [str(a) for a in pad(leaf)]
             for path, leaf in jax.tree_util.tree_leaves_with_path(state)
         },
-        "bytes held": held,
-        "bytes to be born": born.temp_size_in_bytes + born.output_size_in_bytes,
-        "bytes in all": sum(x.nbytes for x in jax.tree.leaves(state)),
+    }
+    if optimizer_name == "adamw":
+        found = Decoder(IncrementalDecoder(task.model), DECODING, mesh).decode(state.params, SOURCES)
+        sums = fetch(make_evaluation_step(task, mesh)(state.params, place_batch(mesh, make_batch(seed=9))))
+        result |= {
+            "evaluated": float(sums["loss"]),
+            "translations": [[h.tokens for h in best] for best in found],
+            "scores": [h.score for best in found for h in best],
+        }
+    return result
+
+
+def memory(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Bytes of live arrays on each device, and what XLA says that the making of them needs on one."""
+    mesh, task = mesh_of(shape), make_task(d_model=64, d_ff=256, source_vocab_size=64, target_vocab_size=64)
+    _, create = abstract_state(task, make_optimizer(ADAM, STEPS), mesh, seed=0, ema=True)
+    program = create.lower().compile()
+    state, born = program(), program.memory_analysis()
+    parts = [part for leaf in jax.tree.leaves(state) for part in leaf.addressable_shards]
+    return {
+        "held": [sum(part.data.nbytes for part in parts if part.device == d) for d in mesh.devices.flat],
+        "to be born": born.temp_size_in_bytes + born.output_size_in_bytes,
+        "in all": sum(leaf.nbytes for leaf in jax.tree.leaves(state)),
     }
 
 
@@ -95,38 +105,34 @@ def pad(leaf: jax.Array) -> list[Any]:
     return spec
 
 
+OTHER = {
+    "muon": {"scan_layers": True},
+    "schedule_free_adamw": {
+        "scan_layers": True,
+        "positions": "relative",
+        "num_kv_heads": 2,
+        "activation": "swiglu",
+        "tie_embeddings": "none",
+    },
+}
 CASES: dict[str, tuple[Any, ...]] = {
     # name: mesh, optimizer, accumulation, model
-    "one": (ONE,),
-    "data 8": (DATA,),
-    "fsdp 8": (FSDP,),
-    "tensor 4 data 2": (TENSOR,),
-    "2 2 2": (ALL,),
-    "muon one": (ONE, "muon", 2, {"scan_layers": True}),
-    "muon 2 2 2": (ALL, "muon", 2, {"scan_layers": True, "remat": "weights"}),
-    "adamw one": (ONE, "adamw", 1, {"num_kv_heads": 2, "activation": "swiglu", "tie_embeddings": "none"}),
-    "adamw 2 2 2": (
-        ALL,
-        "adamw",
-        1,
-        {"num_kv_heads": 2, "activation": "swiglu", "tie_embeddings": "none", "remat": "full"},
-    ),
-    "schedule_free_adamw one": (ONE, "schedule_free_adamw", 1, {"scan_layers": True, "positions": "relative"}),
-    "schedule_free_adamw 2 2 2": (
-        ALL,
-        "schedule_free_adamw",
-        1,
-        {"scan_layers": True, "positions": "relative", "remat": "dots"},
-    ),
+    "one": (ONE, "adamw", 1, {}),
+    "data 8": (DATA, "adamw", 1, {}),
+    "fsdp 8": (FSDP, "adamw", 1, {"remat": "dots"}),
+    "tensor 4 data 2": (TENSOR, "adamw", 2, {}),
+    "2 2 2": (ALL, "adamw", 1, {"remat": "full"}),
+    "muon one": (ONE, "muon", 2, OTHER["muon"]),
+    "muon 2 2 2": (ALL, "muon", 2, {**OTHER["muon"], "remat": "weights"}),
+    "schedule_free_adamw one": (ONE, "schedule_free_adamw", 1, OTHER["schedule_free_adamw"]),
+    "schedule_free_adamw 2 2 2": (ALL, "schedule_free_adamw", 1, OTHER["schedule_free_adamw"]),
 }
 
 
 def main() -> None:
     assert jax.device_count() == 8, jax.devices()
-    results = {}
-    for name, (mesh, optimizer, accumulation, model) in (
-        (name, (*case, *("adam", 1, {})[len(case) - 1 :])) for name, case in CASES.items()
-    ):
+    results: dict[str, Any] = {"memory": {"one": memory(ONE), "fsdp 8": memory(FSDP)}}
+    for name, (mesh, optimizer, accumulation, model) in CASES.items():
         results[name] = train(mesh, optimizer, accumulation, **model)
     print(json.dumps(results))
 

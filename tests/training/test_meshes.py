@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.xdist_group("meshes")
 
 MESHES = ["data 8", "fsdp 8", "tensor 4 data 2", "2 2 2"]
-OPTIMIZERS = ["muon", "adamw", "schedule_free_adamw"]
+OPTIMIZERS = ["muon", "schedule_free_adamw"]
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +32,28 @@ def results() -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def assert_same_losses(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     np.testing.assert_allclose(found["losses"], wanted["losses"], rtol=1e-5)
+    assert len(found["losses"]) == 20
     assert abs(found["losses"][-1] - found["losses"][3]) > 1
-    assert found["evaluated"] == pytest.approx(wanted["evaluated"], rel=1e-5)
-    assert found["translations"] == wanted["translations"]
-    np.testing.assert_allclose(found["scores"], wanted["scores"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_twenty_steps_and_translations_are_those_of_one_device(results: dict[str, Any], mesh: str) -> None:
-    assert_same(results[mesh], results["one"])
-    assert len(results["one"]["translations"]) == 20
-    assert len({str(best[0]) for best in results["one"]["translations"]}) > 3
+    """AdamW, unrolled; rematerialised and accumulated on some meshes."""
+    found, wanted = results[mesh], results["one"]
+    assert_same_losses(found, wanted)
+    assert found["evaluated"] == pytest.approx(wanted["evaluated"], rel=1e-5)
+    assert found["translations"] == wanted["translations"]
+    np.testing.assert_allclose(found["scores"], wanted["scores"], rtol=1e-3)
+    assert len(wanted["translations"]) == 20
+    assert len({str(best[0]) for best in wanted["translations"]}) > 3
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_and_rematerialisation(results: dict[str, Any], optimizer: str) -> None:
-    """Scanned and unrolled, accumulated, grouped heads: see the cases in `meshes`."""
-    assert_same(results[f"{optimizer} 2 2 2"], results[f"{optimizer} one"])
+    """Scanned; grouped heads, gated units, relative positions, tables apart: see the cases in `meshes`."""
+    assert_same_losses(results[f"{optimizer} 2 2 2"], results[f"{optimizer} one"])
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -69,10 +72,9 @@ def test_parameters_moments_and_averages_lie_by_the_rules(results: dict[str, Any
 
 
 def test_a_device_of_eight_holds_an_eighth(results: dict[str, Any]) -> None:
-    """Measured on live arrays, norms and counters included; already when they are made."""
-    one, eight = results["one"], results["fsdp 8"]
-    assert one["bytes held"] == [one["bytes in all"]]
-    assert len(eight["bytes held"]) == 8
-    assert max(eight["bytes held"]) < 0.17 * one["bytes in all"]
-    assert min(eight["bytes held"]) >= 0.125 * one["bytes in all"]
-    assert eight["bytes to be born"] < 0.5 * one["bytes to be born"]
+    """Measured on live arrays, norms and counters included, which are whole everywhere; and already in the making."""
+    one, eight = results["memory"]["one"], results["memory"]["fsdp 8"]
+    assert one["held"] == [one["in all"]]
+    assert len(eight["held"]) == 8
+    assert 0.125 * one["in all"] <= min(eight["held"]) <= max(eight["held"]) < 0.14 * one["in all"]
+    assert eight["to be born"] < 0.5 * one["to be born"]
