@@ -59,7 +59,9 @@ def test_other_encodings_name_file_and_line(tmp_path, encoding):
         list(read_lines(tmp_path / "a.en"))
 
 
-@pytest.mark.parametrize("content", [b"plain text\n", gzip.compress(b"some text\n" * 99)[:-9]], ids=["plain", "truncated"])
+@pytest.mark.parametrize(
+    "content", [b"plain text\n", gzip.compress(b"some text\n" * 99)[:-9]], ids=["plain", "truncated"]
+)
 def test_broken_gzip(tmp_path, content):
     (tmp_path / "a.en.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.en\.gz is not a whole gzip file"):
