@@ -56,7 +56,6 @@ class GenerationConfig:
         return DecodingConfig(
             **shared,
             coverage_penalty=0.0,
-            patience=1.0,
             max_length_factor=0.0,
             max_length_offset=self.max_tokens,
             max_target_length=self.max_tokens,
