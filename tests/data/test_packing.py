@@ -96,8 +96,8 @@ def test_epochs_differ_and_are_repeatable():
 def test_shards_side_by_side_are_the_whole_batch():
     epoch = PackedEpoch(made_stream(), PackingConfig(rows=6, length=32), np.random.default_rng(0))
     for index in (0, len(epoch) - 1):
-        parts = [epoch.batch(index, i, 3) for i in range(3)]
-        for name, whole in epoch.batch(index, 0, 1).items():
+        parts = [epoch.batch(index, [i], 3) for i in range(3)]
+        for name, whole in epoch.batch(index, [0], 1).items():
             np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole)
 
 
