@@ -1,18 +1,15 @@
 """What a format is: how a run becomes the files of another toolkit, and such files a run."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from transformer_jax.conversion.mapping import Flat, leaves_of
+from transformer_jax.conversion.mapping import Flat
 from transformer_jax.conversion.tensors import Tensors
 from transformer_jax.errors import UserError
-
-OWN = "transformer_jax"
-"""A folder beside the exported files: the run's config and tokenizers, with which an import is the same run again."""
 
 
 class Bundle(NamedTuple):
@@ -20,50 +17,51 @@ class Bundle(NamedTuple):
 
     Attributes:
       files: contents by name, config.json among them.
-      tensors: by their names there.
+      tensors: for model.safetensors, by their names there.
       notes: what a person should know of the difference that remains.
     """
 
     files: dict[str, bytes]
-    tensors: Tensors
+    tensors: Tensors = {}  # noqa: RUF012 -- never changed
     notes: tuple[str, ...] = ()
 
 
-class Imported(NamedTuple):
-    """What is read.
+class Described(NamedTuple):
+    """What a folder of another toolkit is said to hold.
 
     Attributes:
       model: the hyperparameters.
-      params: by path.
       tokenizer: the config's section on it, as what `save_tokenizer` writes into a folder is.
       settings: further values of the config by dotted key.
     """
 
     model: Any
-    params: Flat
     tokenizer: dict[str, Any]
     save_tokenizer: Callable[[Path], None]
     settings: dict[str, Any]
 
 
 class Format(NamedTuple):
-    """One format.
+    """One format. What of a run it cannot express is a UserError that names the switch and what would do.
 
     Attributes:
       family: of the runs that it is for.
       suits: whether it is what one would want for a model's hyperparameters, where no format is named.
-      export: raises UserError for a run that it cannot express, naming the switch and what would do.
-      load: ``load(folder, config.json)``; None where nothing is read. Raises UserError for what this project's model
-        cannot be.
+      export: what to write for an opened run.
       model_type: of config.json there.
+      describe: ``describe(folder, config.json)``; None in a format that is only written. Raises UserError for what
+        this project's models cannot be.
+      load: ``load(folder, config.json, model)`` gives the parameters by path, and the hyperparameters: those given, or
+        with biases that they lack. Raises UserError for tensors that are not the model's.
     """
 
     name: str
     family: str
     suits: Callable[[Any], bool]
     export: Callable[[Any], Bundle]
-    load: Callable[[Path, Mapping[str, Any]], Imported] | None = None
     model_type: str = ""
+    describe: Callable[[Path, Mapping[str, Any]], Described] | None = None
+    load: Callable[[Path, Mapping[str, Any], Any], tuple[Any, Flat]] | None = None
 
 
 def require(what: str, values: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
@@ -80,15 +78,12 @@ def switches(model: Any) -> dict[str, Any]:
     return values | {"model.num_kv_heads": None if model.kv_heads == model.num_heads else model.num_kv_heads}
 
 
-def trimmed(flat: Flat, whole: Any, wanted: Any, make: Callable[[Any], dict[str, Any]]) -> tuple[Any, Flat]:
-    """The model without the parameters that ``wanted`` does not have, if all of them are zero; else the whole one.
+def trimmed(flat: Flat, whole: Any, wanted: Any, paths: Collection[str]) -> tuple[Any, Flat]:
+    """The model that was wanted, if the parameters that it lacks are all zero; else the whole one.
 
-    Args: make: the leaves of a model's hyperparameters.
+    Args: paths: of the parameters of the model wanted.
     """
-    dropped = flat.keys() - make(wanted).keys()
+    dropped = flat.keys() - set(paths)
     if any(np.any(flat[path]) for path in dropped):
         return whole, flat
     return wanted, {path: value for path, value in flat.items() if path not in dropped}
-
-
-__all__ = ["OWN", "Bundle", "Format", "Imported", "leaves_of", "require", "switches", "trimmed"]

@@ -4,17 +4,15 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping as ReadMapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from transformer_jax.conversion.format import Bundle, Format, Imported, require, switches, trimmed
-from transformer_jax.conversion.mapping import Leaf, Mapping, Pair, flatten, leaves_of
-from transformer_jax.conversion.tensors import read_json, read_tensors
-from transformer_jax.conversion.text_files import read_text_tokenizer, text_tokenizer_files
-from transformer_jax.errors import UserError
+from transformer_jax.conversion.format import Bundle, Described, Format, require, switches, trimmed
+from transformer_jax.conversion.mapping import Flat, Leaf, Mapping, Pair, flatten, leaves_of
+from transformer_jax.conversion.tensors import read_tensors
+from transformer_jax.conversion.text_files import read_byte_level, text_tokenizer_files
 from transformer_jax.models.language_model import LanguageModel, LanguageModelConfig
 from transformer_jax.models.transformer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
@@ -28,8 +26,9 @@ ALLOWED = {
 }
 """What GPT-2 is; biases and an output table of its own it can do without."""
 ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu", "silu": "silu"}
+READ_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}
 READ = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"),
+    "activation_function": tuple(READ_ACTIVATIONS),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
@@ -40,17 +39,15 @@ MASKS = re.compile(r"\.attn\.(masked_)?bias$")
 
 def whole(config: LanguageModelConfig) -> LanguageModelConfig:
     """The same model with every parameter that GPT-2 has."""
-    return dataclasses.replace(
-        config, attention_bias=True, feed_forward_bias=True, scan_layers=False, remat="none"
-    )
+    return dataclasses.replace(config, attention_bias=True, feed_forward_bias=True, scan_layers=False, remat="none")
 
 
 def leaves(config: LanguageModelConfig) -> dict[str, Leaf]:
     return leaves_of(LanguageModel(config), 1)
 
 
-def mapping(config: LanguageModelConfig) -> Mapping:
-    """The table of a model's parameters and the tensors of a ``GPT2LMHeadModel``."""
+def mapping(config: LanguageModelConfig, end: int | None = None) -> Mapping:
+    """The table of a model's parameters and the tensors of a ``GPT2LMHeadModel``; ``end`` as for `order`."""
     pairs = [
         Pair("transformer.wte.weight", ("embedding/embedding",)),
         Pair("transformer.wpe.weight", ("positions/embedding",)),
@@ -67,14 +64,17 @@ def mapping(config: LanguageModelConfig) -> Mapping:
         pairs += linear(f"{there}.attn.c_proj", f"{here}/self_attention/output")
         pairs += linear(f"{there}.mlp.c_fc", f"{here}/feed_forward/input")
         pairs += linear(f"{there}.mlp.c_proj", f"{here}/feed_forward/output")
-    return Mapping(pairs, leaves(whole(config)), {"vocab": order(config)})
+    return Mapping(pairs, leaves(whole(config)), {"vocab": order(config, end)})
 
 
-def order(config: LanguageModelConfig) -> np.ndarray:
-    """The tokens here that the tokens there are: all, or where documents begin with their end, that one last."""
+def order(config: LanguageModelConfig, end: int | None = None) -> np.ndarray:
+    """The tokens here that the tokens there are: all; or, where documents begin with their end, the usual ones and the
+    end, which there has the number ``end``, or is the last.
+    """
     if not config.end_begins:
         return np.arange(config.vocab_size)
-    return np.append(np.arange(BOS_ID + 1, config.vocab_size), EOS_ID)
+    usual = np.arange(BOS_ID + 1, config.vocab_size)
+    return np.insert(usual, len(usual) if end is None else end, EOS_ID)
 
 
 def norm(there: str, here: str) -> list[Pair]:
@@ -115,15 +115,14 @@ def settings_of(config: LanguageModelConfig) -> dict[str, Any]:
     }
 
 
-def config_of(there: ReadMapping[str, Any], tied: bool, end_begins: bool) -> LanguageModelConfig:
-    """The hyperparameters that a ``config.json`` describes, with all biases.
+def config_of(there: ReadMapping[str, Any]) -> LanguageModelConfig:
+    """The hyperparameters that a ``config.json`` of a published GPT-2 describes.
 
     Raises: UserError for a variant that this model is not, naming the key.
     """
     require("this project's model of GPT-2", there, READ)
-    activation = there.get("activation_function", "gelu_new")
     return LanguageModelConfig(
-        vocab_size=there["vocab_size"] + (3 if end_begins else 0),
+        vocab_size=there["vocab_size"] + BOS_ID,  # the end is one of them, the other three special tokens are not
         num_layers=there["n_layer"],
         d_model=there["n_embd"],
         d_ff=there.get("n_inner") or 4 * there["n_embd"],
@@ -132,15 +131,15 @@ def config_of(there: ReadMapping[str, Any], tied: bool, end_begins: bool) -> Lan
         norm_placement="pre",
         norm_epsilon=there.get("layer_norm_epsilon", 1e-5),
         positions="learned",
-        activation="gelu" if activation.startswith("gelu") else "silu" if activation == "swish" else activation,
+        activation=READ_ACTIVATIONS[there.get("activation_function", "gelu_new")],
         attention_bias=True,
         dropout_rate=there.get("resid_pdrop", 0.1),
         embedding_dropout_rate=there.get("embd_pdrop", 0.1),
         attention_dropout_rate=there.get("attn_pdrop", 0.1),
-        tie_embeddings=tied,
+        tie_embeddings=there.get("tie_word_embeddings", True),
         scale_embeddings=False,
         initializer="gpt2",
-        end_begins=end_begins,
+        end_begins=True,
     )
 
 
@@ -163,39 +162,37 @@ def export(run: Any) -> Bundle:
     return Bundle(files, mapping(config).theirs(flatten(run.params)))
 
 
-def load(folder: Path, there: ReadMapping[str, Any]) -> Imported:
-    """A folder of GPT-2 as a language model."""
-    what = str(folder)
-    tensors = {
+def describe(folder: Path, there: ReadMapping[str, Any]) -> Described:
+    """What a folder of GPT-2 holds."""
+    tokenizer = read_byte_level(folder, there)
+    model = config_of(there)
+    length = min(model.max_length, 1024)
+    settings = {"batching.length": length, "evaluation.stride": length, "decoding.max_tokens": max(1, length // 4)}
+    section = {"kind": "byte_bpe", "vocab_size": tokenizer.tokenizer.vocab_size}
+    return Described(model, section, tokenizer.save, settings)
+
+
+def load(folder: Path, there: ReadMapping[str, Any], model: LanguageModelConfig) -> tuple[LanguageModelConfig, Flat]:
+    """The parameters of a folder of GPT-2; names of tensors may lack "transformer."."""
+    named = {
         name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}": tensor
         for name, tensor in read_tensors(folder).items()
         if not MASKS.search(name)
     }
-    tied = there.get("tie_word_embeddings", True)
-    head = tensors.pop("lm_head.weight", None) if tied else None
-    if head is not None and not np.array_equal(head, tensors.get("transformer.wte.weight")):
-        raise UserError(f"{what}: lm_head.weight and transformer.wte.weight differ; the config says they are one.")
-    tokenizer = read_text_tokenizer(folder, there)
-    config = config_of(there, tied, tokenizer.end_begins)
-    config = dataclasses.replace(config, **tokenizer.model)
-    flat = mapping(config).ours(tensors, what)
-    wanted = dataclasses.replace(config, **tokenizer.model)
-    model, flat = trimmed(flat, whole(config), wanted, leaves)
-    length = model.max_length
-    settings = {
-        "batching.length": min(length, 1024),
-        "evaluation.stride": min(length, 1024),
-        "decoding.max_tokens": max(1, length // 4),
-    }
-    return Imported(model, flat, tokenizer.section, tokenizer.save, settings)
+    pairs = list(mapping(model).pairs)
+    if model.tie_embeddings and "lm_head.weight" in named:
+        pairs.append(Pair("lm_head.weight", ("embedding/embedding",)))
+    end = read_byte_level(folder, there).end if model.end_begins else None
+    table = dataclasses.replace(mapping(model, end), pairs=pairs)
+    return trimmed(table.ours(named, str(folder)), whole(model), model, leaves(model))
 
 
 GPT2 = Format(
     name="gpt2",
     family="language_model",
-    suits=lambda config: True,
+    suits=lambda model: True,
     export=export,
-    load=load,
     model_type="gpt2",
+    describe=describe,
+    load=load,
 )
-__all__ = ["GPT2", "mapping", "partial"]

@@ -59,9 +59,7 @@ def leaves_of(model: nn.Module, inputs: int) -> dict[str, Leaf]:
 
 def flatten(params: Any) -> Flat:
     """Unrolled parameters by path, as float32 in memory of this process."""
-    return {
-        path: np.asarray(leaf, np.float32) for path, leaf in traverse_util.flatten_dict(params, sep="/").items()
-    }
+    return {path: np.asarray(leaf, np.float32) for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
 
 
 def unflatten(flat: ReadMapping[str, np.ndarray]) -> Any:
@@ -123,7 +121,9 @@ class Mapping:
                 value = self._inward(path, part)
                 if path in found and not np.array_equal(found[path], value):
                     other = next(p.theirs for p in self.pairs if path in p.ours)
-                    raise UserError(f"{what}: the tensors {other} and {pair.theirs} differ; the config says they are one.")
+                    raise UserError(
+                        f"{what}: the tensors {other} and {pair.theirs} differ; the config says they are one."
+                    )
                 found[path] = value
         return found
 
@@ -157,7 +157,9 @@ class Mapping:
         value = value.reshape(sizes)
         for axis, name in enumerate(leaf.axes):
             if name in self.orders:
-                whole = np.full((*value.shape[:axis], leaf.shape[axis], *value.shape[axis + 1 :]), self.fills.get(path, 0))
+                whole = np.full(
+                    (*value.shape[:axis], leaf.shape[axis], *value.shape[axis + 1 :]), self.fills.get(path, 0)
+                )
                 index = (*(slice(None),) * axis, self.orders[name])
                 whole[index] = value
                 value = whole

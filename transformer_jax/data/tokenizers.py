@@ -137,6 +137,7 @@ class SentencePieceTokenizer:
         return self._known(rows)
 
     def _known(self, rows: list[list[int]]) -> list[list[int]]:
+        """The rows with what is no id as an unknown token."""
         if self._processor.get_piece_size() == self.vocab_size:
             return rows
         return [[token if token < self.vocab_size else UNK for token in row] for row in rows]
@@ -230,7 +231,7 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def _pair(config: TokenizerConfig, models: Sequence[bytes]) -> TokenizerPair:
+def pair_of_models(config: TokenizerConfig, models: Sequence[bytes]) -> TokenizerPair:
     """Makes the pair of one model (joint), two models, or none (bytes)."""
     tokenizers: list[Tokenizer]
     if config.kind == "byte":
@@ -257,7 +258,8 @@ def load_tokenizers(directory: str | Path) -> TokenizerPair:
                 "use the version of transformer_jax that wrote it"
             )
         config, digests = TokenizerConfig(**record["config"]), record["sha256"]
-        models = {name: (directory / name).read_bytes() for name in (*JOINT, *APART) if name in digests}
+        names = () if config.kind == "byte" else JOINT if JOINT[0] in digests else APART
+        models = {name: (directory / name).read_bytes() for name in names}
         for name, model in models.items():
             if hashlib.sha256(model).hexdigest() != digests[name]:
                 raise UserError(f"{directory / name} is damaged (its SHA-256 has changed): restore it from a copy")
@@ -265,7 +267,7 @@ def load_tokenizers(directory: str | Path) -> TokenizerPair:
         raise UserError(f"{error.filename} is missing: {directory} is not a whole tokenizer folder") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory / 'tokenizer.json'} cannot be read ({error}): restore it from a copy") from error
-    return _pair(config, list(models.values()))
+    return pair_of_models(config, list(models.values()))
 
 
 def train_tokenizers(dataset: Dataset, config: TokenizerConfig) -> TokenizerPair:
@@ -277,7 +279,7 @@ def train_tokenizers(dataset: Dataset, config: TokenizerConfig) -> TokenizerPair
       UserError: there is no training text, or too little (or too varied) for the vocabulary size.
     """
     if config.kind == "byte":
-        return _pair(config, [])
+        return pair_of_models(config, [])
     trained_as = asdict(replace(config, sampling=0.0))  # sampling changes how a model is used, not the model
     key = json.dumps([FORMAT, sentencepiece.__version__, dataset.digest, trained_as], sort_keys=True)
     directory = cache_directory() / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()
@@ -290,11 +292,11 @@ def train_tokenizers(dataset: Dataset, config: TokenizerConfig) -> TokenizerPair
             models = [_train(corpus, config) for corpus in corpora]
             directory.parent.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=directory.parent) as folder:
-                _pair(config, models).save(Path(folder) / "new")
+                pair_of_models(config, models).save(Path(folder) / "new")
                 os.rename(Path(folder) / "new", directory)
     trained = load_tokenizers(directory)
     models = [tokenizer.serialize() for tokenizer in (trained.source, trained.target)]
-    return _pair(config, models[:1] if config.joint else models)
+    return pair_of_models(config, models[:1] if config.joint else models)
 
 
 def _lines(corpus: Sequence[Sequence[str]]) -> Iterator[str]:
