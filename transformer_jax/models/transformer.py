@@ -230,7 +230,7 @@ class Layer(nn.Module):
 
         def cross_attention(h: Array) -> Array:
             q = self.cross_attention.query(h)
-            return self.cross_attention.attend(q, cache["cross_key"], cache["cross_value"], cross_bias)
+            return self.cross_attention.attend(q, cache["cross_key"].swapaxes(2, 3), cache["cross_value"], cross_bias)
 
         x = self._residual(x, "self_attention", self_attention, None)
         if self.has_memory:
@@ -405,7 +405,8 @@ class EncoderDecoder(nn.Module):
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             key, value = layer.cross_attention.keys_values(memory)
-            layers[f"layer_{i}"] = {"key": keys, "value": values, "cross_key": key, "cross_value": value}
+            # Keys as [B, G, head_dim, S]: the scores' product reads them row by row.
+            layers[f"layer_{i}"] = {"key": keys, "value": values, "cross_key": key.swapaxes(2, 3), "cross_value": value}
         return {
             "clock": jnp.zeros(B, jnp.int32),
             "index": jnp.zeros(B, jnp.int32),
