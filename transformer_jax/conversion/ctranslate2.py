@@ -108,7 +108,7 @@ def text_mapping(config: LanguageModelConfig) -> Mapping:
 
 def constants(config: BlockConfig, stack: str, scale: float) -> Variables:
     """What is no parameter: the switches of a stack, and positions that are not learned."""
-    found: Variables = {
+    found: dict[str, Any] = {
         "activation": np.int8(ACTIVATIONS[config.activation]),
         "num_heads": np.int16(config.num_heads),
         "pre_norm": np.int8(config.norm_placement == "pre"),

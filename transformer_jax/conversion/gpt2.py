@@ -131,7 +131,7 @@ def config_of(there: ReadMapping[str, Any]) -> LanguageModelConfig:
         norm_placement="pre",
         norm_epsilon=there.get("layer_norm_epsilon", 1e-5),
         positions="learned",
-        activation=READ_ACTIVATIONS[there.get("activation_function", "gelu_new")],
+        activation=READ_ACTIVATIONS[there.get("activation_function", "gelu_new")],  # type: ignore[arg-type]
         attention_bias=True,
         dropout_rate=there.get("resid_pdrop", 0.1),
         embedding_dropout_rate=there.get("embd_pdrop", 0.1),

@@ -160,7 +160,7 @@ class Mapping:
                 whole = np.full(
                     (*value.shape[:axis], leaf.shape[axis], *value.shape[axis + 1 :]), self.fills.get(path, 0)
                 )
-                index = (*(slice(None),) * axis, self.orders[name])
+                index: Any = (*(slice(None),) * axis, self.orders[name])
                 whole[index] = value
                 value = whole
         return np.ascontiguousarray(value, np.float32)

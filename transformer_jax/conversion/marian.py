@@ -1,4 +1,4 @@
-"""Marian (`MarianMTModel`), and Pegasus (`PegasusForConditionalGeneration`), which is the same with norms before layers.
+"""Marian (`MarianMTModel`), and Pegasus (`PegasusForConditionalGeneration`), the same with norms before sublayers.
 
 A linear layer is [out, in]. Marian's sinusoidal positions have all sines before all cosines, ours have them in turn:
 so every axis of the residual stream is in that order there. Pegasus keeps its table of positions in the checkpoint.
@@ -241,7 +241,11 @@ def config_of(there: ReadMapping[str, Any], placement: str) -> TransformerConfig
     """
     same = {f"decoder_{key}": (there[f"encoder_{key}"],) for key in ("attention_heads", "ffn_dim")}
     pre = (placement == "pre",)
-    allowed = {"scale_embedding": (True,), "normalize_before": pre, "add_final_layer_norm": pre}
+    allowed: dict[str, tuple[Any, ...]] = {
+        "scale_embedding": (True,),
+        "normalize_before": pre,
+        "add_final_layer_norm": pre,
+    }
     allowed |= {"normalize_embedding": (False,), "activation_function": tuple(READ_ACTIVATIONS), **same}
     require("this project's model", {"scale_embedding": False, "activation_function": "gelu", **there}, allowed)
     size = there["vocab_size"] + (there["pad_token_id"] == start_of(there))

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2 as schema
+from sentencepiece import sentencepiece_model_pb2
 
 from transformer_jax.conversion.tensors import read_json
 from transformer_jax.data.tokenizers import BOS, Tokenizer, TokenizerConfig, TokenizerPair, pair_of_models
 from transformer_jax.errors import UserError
 
+schema: Any = sentencepiece_model_pb2  # its classes are made when it is imported
 SPECIAL = ("<pad>", "</s>", "<unk>", "<s>")
 SPACE = "▁"
 LANGUAGE = re.compile(r">>.+<<$")

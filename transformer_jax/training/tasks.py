@@ -74,7 +74,7 @@ class TranslationTask:
 
         def hidden(seeds: Seeds, cut: float = 0.0) -> Array:
             x: Any = self.model.apply({"params": params}, source, target, seeds, cut, method="hidden")
-            return widened(x.reshape(-1, x.shape[-1]), table)
+            return widened(x.reshape(-1, x.shape[-1]), table).astype(self.model.config.product_dtype)
 
         table: Any = self.model.apply({"params": params}, method="output_table")
         constants = {
