@@ -12,9 +12,9 @@ language model: a GPT in plain PyTorch, its speed and its validation loss after 
 model likes and with every output forced to one length. BLEU and the share of equal outputs say whether they
 compute the same. `load`: opening a run and translating one sentence in a fresh process, against Transformers with
 the same weights. `agree`: the run as experiments/convert.py exports it, opened in Transformers and in CTranslate2:
-translations of the validation split, beam 1 and 5, against the run's own. Each toolkit runs in a process of its own; on first use it is installed in an
-environment of its own in --folder. They see this process's environment variables and cores, and no accelerator is
-used.
+translations of the validation split, beam 1 and 5, against the run's own. Each toolkit runs in a process of its own;
+on first use it is installed in an environment of its own in --folder. They see this process's environment variables
+and cores, and no accelerator is used.
 """
 
 import sys

@@ -158,7 +158,9 @@ class Mapping:
         for axis, name in enumerate(leaf.axes):
             if name in self.orders:
                 whole = np.full(
-                    (*value.shape[:axis], leaf.shape[axis], *value.shape[axis + 1 :]), self.fills.get(path, 0)
+                    (*value.shape[:axis], leaf.shape[axis], *value.shape[axis + 1 :]),
+                    self.fills.get(path, 0),
+                    np.float32,
                 )
                 index: Any = (*(slice(None),) * axis, self.orders[name])
                 whole[index] = value
