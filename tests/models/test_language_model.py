@@ -154,13 +154,14 @@ def test_documents_that_begin_with_their_end() -> None:
     """The token for beginnings is looked up as the end, and the three special tokens that remain are never likely."""
     c, plain = config(end_begins=True, tie_embeddings=True), config(tie_embeddings=True)
     params = parameters(c)
-    begun, ended = np.asarray([[3, *DOCUMENTS[0]]]), np.asarray([[1, *DOCUMENTS[0]]])
+    text = [5, 9, 4, 13]
+    begun, ended = np.asarray([[3, *text]]), np.asarray([[1, *text]])
     found = logits(c, params, begun)
     kept = [1, *range(4, 14)]
     np.testing.assert_allclose(found[..., kept], logits(plain, params, ended)[..., kept], atol=1e-6)
     assert (found[..., [0, 2, 3]] < -1e3).all()
     task = LanguageModelTask(LanguageModel(c), LanguageModelTaskConfig(label_smoothing=0.0, loss_chunk=4))
-    batch = {"inputs": begun, "targets": np.asarray([[*DOCUMENTS[0], 1]]), "segments": np.ones_like(begun)}
+    batch = {"inputs": begun, "targets": np.asarray([[*text, 1]]), "segments": np.ones_like(begun)}
     _, sums = jax.jit(lambda p, b: task.loss(p, b, None), compiler_options=QUICK)(params, batch)
     log_p = np.asarray(jax.nn.log_softmax(found))[0]
     expected = -sum(log_p[i, token] for i, token in enumerate(batch["targets"][0]))

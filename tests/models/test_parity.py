@@ -1,6 +1,7 @@
 """Parity with implementations that others wrote: Hugging Face T5 and Llama, torch.nn.Transformer.
 
-Marian, Pegasus and GPT-2, which are converted, are in tests/conversion. Weights, inputs and outputs are in fixtures/, made by fixtures/make_fixtures.py.
+Marian, Pegasus and GPT-2, which are converted, are in tests/conversion. Weights, inputs and outputs are in fixtures/,
+made by fixtures/make_fixtures.py.
 """
 
 from pathlib import Path

@@ -54,8 +54,8 @@ def test_a_bias_on_logits() -> None:
     rest = {name: value for name, value in params.items() if name != "output_bias"}
     np.testing.assert_allclose(found, run(without, rest, source, target) + bias, atol=2e-5)
     task = TranslationTask(EncoderDecoder(biased), TaskConfig(0.1, "none", 0.0, 0.0, loss_chunk=4))
-    loss = lambda p: task.loss(p, {"source": source, "target": target}, None)[0]
-    value, gradient = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params)
+    loss = lambda p, source, target: task.loss(p, {"source": source, "target": target}, None)[0]
+    value, gradient = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params, source, target)
     real = np.asarray(target).reshape(-1) != 0
     rows = jnp.asarray(found).reshape(-1, found.shape[-1])[real]
     smoothed = lambda b: cross_entropy(rows + b, jnp.asarray(target).reshape(-1)[real], 0.1)[0].sum()
