@@ -9,6 +9,7 @@ import optax
 from optax import contrib
 
 from transformer_jax.errors import UserError
+from transformer_jax.training.muon import matrix_axes, scale_by_muon
 
 
 @dataclass(frozen=True)
@@ -67,21 +68,6 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warm, decay], [warmup])
 
 
-def _matrices(params: Any) -> Any:
-    """Which axes of each kernel Muon orthogonalises: inputs against outputs; None for embeddings, norms and biases."""
-
-    def one(path: Any, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
-        keys = [str(getattr(key, "key", key)) for key in path]
-        if keys[-1] != "kernel":
-            return None
-        stacked = int("layers" in keys)
-        split = leaf.ndim - 1 if keys[-2] == "output" else stacked + 1
-        axes = tuple(range(leaf.ndim))
-        return contrib.MuonDimensionNumbers(reduction_axis=axes[stacked:split], output_axis=axes[split:])
-
-    return jax.tree_util.tree_map_with_path(one, params)
-
-
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """Scales gradients down to a global norm; ``update`` takes their norm where it is known already."""
 
@@ -110,16 +96,12 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         # Its own warm-up has a first step of zero, and with warmup_steps=0 no other.
         optimizer = contrib.schedule_free_adamw(cast(Any, rate), weight_decay=config.weight_decay, **adam)
     else:
-        optimizer = contrib.muon(
-            rate,
-            beta=config.b1,
-            weight_decay=config.weight_decay,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_weight_decay=config.weight_decay,
-            muon_weight_dimension_numbers=_matrices,
-            consistent_rms=0.2,  # updates as large as Adam's, so that one learning rate serves both (Liu et al. 2025)
-        )
+        decayed = optax.add_decayed_weights(config.weight_decay)
+        muon = optax.chain(scale_by_muon(config.b1), decayed, optax.scale_by_learning_rate(rate))
+        others = optax.adamw(rate, **adam, weight_decay=config.weight_decay, mask=_decayed)
+        label = lambda path, leaf: "others" if matrix_axes(path, leaf) is None else "muon"
+        labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
+        optimizer = optax.partition({"muon": muon, "others": others}, labels)
     clip = clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, optimizer)
 

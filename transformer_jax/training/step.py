@@ -165,7 +165,7 @@ def make_train_step(
             "skipped_steps": watched.skipped,
             "skipped_in_a_row": watched.in_a_row,
         }
-        updates, opt_state = rule.update(gradients, state.opt_state, state.params, norm=norm)
+        updates, opt_state = rule.update(gradients, state.opt_state, state.params, norm=norm, mesh=mesh)
         params = optax.apply_updates(state.params, updates)
         average = state.ema_params
         if average is not None:
