@@ -57,7 +57,7 @@ function View({ example, view, positions, setPosition, place, setPlace }) {
   const token = (side === "query" ? queries : keys).tokens[index];
   const whose = mix === "head" ? `Layer ${place[0]}, head ${place[1]}` : mix === "layer" ? `Mean of layer ${place[0]}` : "Mean of all heads";
   const found = largest(values, (side === "query" ? keys : queries).tokens) || "nothing above 0.5%";
-  const summary = side === "query" ? `‘${spoken(token)}’ looks at ${found}` : `‘${spoken(token)}’ is looked at by ${found}`;
+  const summary = side === "query" ? `${quoted(token)} looks at ${found}` : `${quoted(token)} is looked at by ${found}`;
   return html`<p>${view.explanation}</p>
     <div class="columns">
       <div class="main">
@@ -111,7 +111,7 @@ function Heads({ view, read, side, index, mix, setMix, place, setPlace, others, 
         onChange=${() => setMix(name)} /> ${title}</label>`)}
     </fieldset>
     <fieldset class="heads" onKeyDown=${onKeyDown}>
-      <legend>Head <span class="note">each chart is where it ${side === "query" ? "looks from" : "is looked at from, at"} ‘${spoken(token)}’</span></legend>
+      <legend>Head <span class="note">each chart is where it ${side === "query" ? "looks from" : "is looked at from, at"} ${quoted(token)}</span></legend>
       <div class="head-grid" style=${{ "--heads": heads, "--height": `${height}px` }}>
         <span class="corner" aria-hidden="true"></span>
         <div class="head-numbers" aria-hidden="true">${[...Array(heads).keys()].map((h) => html`<span key=${h}>${h}</span>`)}</div>
@@ -141,7 +141,7 @@ function Matrix({ read, queries, keys, mix, place, query, choose, whose }) {
   const size = Math.max(9, Math.min(26, (width - left - 10) / keys.tokens.length));
   const draw = () => {
     const cells = queries.tokens.flatMap((_, q) => read.row(mix, place, q).map((value, k) => ({ q, k, value })));
-    const ticks = (tokens) => ({ domain: [...tokens.keys()], tickFormat: (i) => tokens[i], tickSize: 0, label: null, padding: 0 });
+    const ticks = (tokens) => ({ domain: [...tokens.keys()], tickFormat: (i) => tokens[i].replaceAll("▁", "_"), tickSize: 0, label: null, padding: 0 });
     const chart = plot({
       width: left + 10 + size * keys.tokens.length, height: top + 10 + size * queries.tokens.length,
       marginLeft: left, marginTop: top, marginRight: 10, marginBottom: 10, style: { fontSize: `${Math.min(12, size + 1)}px` },

@@ -11,6 +11,9 @@ for (const { views } of report.examples)
 /** A token without the sign that SentencePiece writes for a space, for who listens to it. */
 const spoken = (token) => token.replaceAll("▁", " ").trim() || (token.includes("▁") ? "space" : token);
 
+/** A token within a sentence, in quotation marks; isolated, so that its direction does not turn its neighbours round. */
+const quoted = (token) => `‘\u2068${spoken(token)}\u2069’`;
+
 /** A probability or weight from 0 to 1 as percent; as many digits as are sure. */
 const percent = (value) => (value >= 0.995 ? "100%" : value >= 0.095 ? `${Math.round(value * 100)}%`
   : value >= 0.005 ? `${(value * 100).toFixed(1)}%` : "<1%");
@@ -24,7 +27,7 @@ const shade = (value) => ({ "--amount": Math.sqrt(Math.max(0, value ?? 0)).toFix
 const largest = (weights, tokens, count = 3) =>
   [...weights.keys()].sort((a, b) => weights[b] - weights[a]).slice(0, count)
     .filter((i) => weights[i] >= 0.005)
-    .map((i) => `‘${spoken(tokens[i])}’ ${percent(weights[i])}`).join(", ");
+    .map((i) => `${quoted(tokens[i])} ${percent(weights[i])}`).join(", ");
 
 /** The index that an arrow key, Home or End leads to in a grid of count items, so many a line; -1 for other keys. */
 function moved(event, index, count, perLine) {

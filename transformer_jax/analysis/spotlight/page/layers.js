@@ -31,12 +31,12 @@ function Lens({ example, positions, setPosition }) {
   const [l, t] = pointed ?? chosen;
   const order = [...lens.layers.keys()].reverse();
   const go = (l, t) => (point(null), setLayer(l), setPosition(lens.row, t));
-  const list = lens.tokens[l][t].map((token, i) => `‘${spoken(token)}’ ${percent(lens.probabilities[l][t][i])}`).join(", ");
+  const list = lens.tokens[l][t].map((token, i) => `${quoted(token)} ${percent(lens.probabilities[l][t][i])}`).join(", ");
   return html`<section aria-labelledby="lens-title">
     <h2 id="lens-title">Logit lens</h2>
     <p>What the output layer reads from the residual stream after each layer (nostalgebraist 2020): the likeliest token and its
-      probability in percent. <span class="tag">✓</span> marks a token that the last layer agrees with.</p>
-    <p class="summary"><b>${lens.layers[l]}</b>, ‘<bdi>${row.tokens[t]}</bdi>’: ${list}</p>
+      probability in percent;${" "}<span class="tag">✓</span>${" "}marks a token that the last layer agrees with.</p>
+    <p class="summary"><b>${lens.layers[l]}</b>, ${quoted(row.tokens[t])}: ${list}</p>
     <${Live} text=${`${lens.layers[l]}, ${spoken(row.tokens[t])}: ${list}`} />
     <div class="scroll"><table class="lens" role="grid" aria-labelledby="lens-title" onMouseLeave=${() => point(null)}
         onKeyDown=${(event) => arrowKeys(event, "button", width)}>

@@ -20,14 +20,14 @@ function Likeliest({ example, candidates, positions, setPosition }) {
   const chosen = Math.min(positions[candidates.row] ?? 0, row.tokens.length - 1);
   const index = pointed >= 0 ? pointed : chosen;
   const there = candidates.chosen[index];
-  const said = candidates.tokens[index].map((token, i) => `‘${spoken(token)}’ ${percent(probability(candidates.log_probs[index][i]))}`);
+  const said = candidates.tokens[index].map((token, i) => `${quoted(token)} ${percent(probability(candidates.log_probs[index][i]))}`);
   return html`<h3>Token by token</h3>
     <${TokenRow} id="likeliest" row=${row} title=${row.title} note="probability of each, given all before it" chosen=${chosen}
       pointed=${pointed} point=${point} choose=${(i) => (point(-1), setPosition(candidates.row, i))}
       values=${candidates.chosen_log_probs.map((value) => probability(value) ?? 0)} meaning="likely" />
-    <${Live} text=${`${candidates.title} ‘${spoken(row.tokens[index])}’: ${said.slice(0, 4).join(", ")}`} />
+    <${Live} text=${`${candidates.title} ${quoted(row.tokens[index])}: ${said.slice(0, 4).join(", ")}`} />
     <div class="scroll"><table class="bars">
-      <caption>${candidates.title} ‘<bdi>${row.tokens[index]}</bdi>’ (position ${index + 1})</caption>
+      <caption>${candidates.title} ${quoted(row.tokens[index])} (position ${index + 1})</caption>
       <thead><tr><th scope="col">Token</th><th scope="col">Probability</th><th scope="col" class="number">log P</th></tr></thead>
       <tbody>${candidates.tokens[index].map((token, i) => html`<${Candidate} key=${i} token=${token} logProb=${candidates.log_probs[index][i]}
           chosen=${token === there} />`)}
@@ -44,7 +44,7 @@ const Candidate = ({ token, logProb, chosen }) => html`<tr class=${chosen ? "cho
 function Hypotheses({ hypotheses }) {
   return html`<h3 id="n-best">The ${hypotheses.length === 1 ? "output" : `${hypotheses.length} best outputs`}</h3>
     <div class="scroll" tabindex="0" role="region" aria-labelledby="n-best"><table>
-      <thead><tr><th scope="col" class="number">Rank</th><th scope="col">Tokens
+      <thead><tr><th scope="col" class="number">Rank</th><th scope="col">Tokens${" "}
         <span class="note">underlined where they differ from the best; below each, its probability in percent</span></th>
         <th scope="col" class="number">Score</th><th scope="col" class="number">log P</th></tr></thead>
       <tbody>${hypotheses.map(({ tokens, direction, differs, log_probs, score }, rank) => html`<tr key=${rank}>
@@ -77,8 +77,8 @@ function Beams({ beams }) {
     event.currentTarget.querySelector(`[data-at="${s},${Math.min(r, beams[s].length - 1)}"]`)?.focus();
   };
   return html`<h3 id="beam">The beam, step by step</h3>
-    <p>Each column holds the unfinished hypotheses that were kept after a step, likeliest first, by their last token and log P.
-      <span class="tag">best</span> marks those that became the best output. Choose one to see what it continues.</p>
+    <p>Each column holds the unfinished hypotheses that were kept after a step, likeliest first, by their last token and log P;${" "}
+      <span class="tag">best</span>${" "}marks those that became the best output. Choose one to see what it continues.</p>
     <p class="summary"><bdi>${text}</bdi> <span class="note">log P ${fixed(last.log_prob)}</span></p>
     <${Live} text=${`${path.map((r, s) => spoken(beams[s][r].token)).join(" ")}, log probability ${fixed(last.log_prob)}`} />
     <div class="scroll"><table class="beams" role="grid" aria-labelledby="beam" onKeyDown=${onKeyDown} onMouseLeave=${() => point(null)}>

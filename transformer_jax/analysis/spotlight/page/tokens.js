@@ -20,7 +20,7 @@ function TokenRow({ row, title, note, values, meaning, chosen, pointed, point, c
         <button type="button" aria-label=${label(i)} aria-pressed=${i === chosen} class=${i === pointed ? "pointed" : ""}
           onMouseEnter=${() => point(i)} onFocus=${() => choose(i)} onClick=${() => choose(i)}>
           <span class=${values?.[i] < 0 ? "piece unseen" : "piece"} style=${shade(values?.[i])}><${Piece} token=${token} /></span>
-          ${values && html`<span class="value">${values[i] >= 0.005 ? Math.round(values[i] * 100) || "" : ""}</span>`}
+          <span class="value">${Math.round((values?.[i] ?? 0) * 100) || ""}</span>
         </button></li>`)}
     </ol>
   </div>`;
