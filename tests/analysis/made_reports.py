@@ -31,7 +31,7 @@ def made_example(source: str, output: str, layers: int = 2, heads: int = 4, seed
 
     def view(name: str, queries: str, keys: str, values: np.ndarray) -> AttentionView:
         importance = rng.uniform(0, 1, size=(layers, heads))
-        return AttentionView(name, f"The {name}", f"Who looks at whom in {name}.", queries, keys, values, importance)
+        return AttentionView(name, f"The {name}", f"Who looks at whom in {name}.", queries, keys, range(layers), values, importance)
 
     others = rng.choice(outputs, size=(T, 4)).tolist()
     log_probs = np.sort(np.log(rng.dirichlet(np.full(5, 0.4), size=T).clip(1e-9)), axis=1)[:, ::-1]
@@ -59,7 +59,7 @@ def made_example(source: str, output: str, layers: int = 2, heads: int = 4, seed
         ],
         candidates=Candidates(
             "output",
-            "Instead of",
+            "Output",
             [[token, *four] for token, four in zip(outputs, others, strict=True)],
             log_probs,
             outputs,

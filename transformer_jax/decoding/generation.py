@@ -15,6 +15,7 @@ from transformer_jax.decoding.batching import Decoder, Hypothesis, length_groups
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.interface import BOS_ID, EOS_ID, Decodable, Params, Requests
 from transformer_jax.decoding.sampling import Sampling, SamplingConfig
+from transformer_jax.decoding.tracing import Alive, trace
 from transformer_jax.errors import UserError
 
 
@@ -94,6 +95,10 @@ class Generator:
                     "ask for fewer tokens."
                 )
         return self._decoder.decode(params, given, rows=rows)
+
+    def trace(self, params: Params, prompt: Sequence[int]) -> list[list[Alive]]:
+        """What a beam search kept after each of its steps: see `tracing.trace`."""
+        return trace(self._decoder.search, params, self.config.first_tokens(prompt), self._decoder.config)
 
     def stream(self, params: Params, prompt: Sequence[int]) -> Iterator[int]:
         """The tokens of one continuation, each as soon as it is drawn, without the end.

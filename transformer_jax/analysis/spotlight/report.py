@@ -20,6 +20,7 @@ class AttentionView:
       name, title: such as "cross" and "Cross-attention".
       explanation: a sentence that says who looks at what.
       queries, keys: names of token rows in `Example.rows`.
+      layers: their L numbers; an LSTM's decoder attends in its last alone.
       weights: float[L, H, Q, K], from 0 to 1.
       importance: float[L, H], or None.
     """
@@ -29,6 +30,7 @@ class AttentionView:
     explanation: str
     queries: str
     keys: str
+    layers: Sequence[int]
     weights: np.ndarray
     importance: np.ndarray | None = None
 
@@ -75,19 +77,19 @@ class Candidates:
 
     Attributes:
       row: the token row whose positions these are.
-      title: what is asked of a position, such as "instead of" or "after".
+      title: of the tokens that were taken, such as "Output".
       tokens: [T][k], likeliest first.
       log_probs: float[T, k], natural.
-      chosen: the token that stands there, or "" where none does yet.
-      chosen_log_probs: float[T]; NaN where none does.
+      taken: [T], what the text has where each prediction is made.
+      taken_log_probs: float[T].
     """
 
     row: str
     title: str
     tokens: Sequence[Sequence[str]]
     log_probs: np.ndarray
-    chosen: Sequence[str]
-    chosen_log_probs: np.ndarray
+    taken: Sequence[str]
+    taken_log_probs: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,14 @@ class Report:
 def as_json(value: Any, name: str = "") -> Any:
     """A report, or a part of one, as the page reads it.
 
-    Numbers have four decimals, those that are not finite are null. Of attention weights there are the number of layers
-    and heads and base64 of uint8[L, H, Q, K], in which 255 is 1, so they are off by at most 0.002.
+    Numbers have four decimals, those that are not finite are null. Of attention weights there are the number of heads
+    and base64 of uint8[L, H, Q, K], in which 255 is 1, so they are off by at most 0.002.
     """
     if is_dataclass(value):
         return {one.name: as_json(getattr(value, one.name), one.name) for one in fields(value)}
     if isinstance(value, np.ndarray) and name == "weights":
         bytes_ = np.rint(np.clip(value, 0, 1) * 255).astype(np.uint8).tobytes()
-        return {"layers": value.shape[0], "heads": value.shape[1], "uint8": base64.b64encode(bytes_).decode()}
+        return {"heads": value.shape[1], "uint8": base64.b64encode(bytes_).decode()}
     if isinstance(value, np.ndarray):
         return as_json(value.tolist())
     if isinstance(value, Mapping):

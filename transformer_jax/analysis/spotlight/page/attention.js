@@ -2,8 +2,12 @@
 
 const MIXES = { head: "one head", layer: "the mean of its layer", all: "the mean of all heads" };
 
+/** The head that is shown first. */
+const firstPlace = (view) => [view.layers.length - 1, 0];
+
 /** Weights of one view: at(layer, head, query, key), and of a choice of heads the row of a query or column of a key. */
-function reader({ weights: { bytes, layers, heads } }, numQueries, numKeys) {
+function reader(view, numQueries, numKeys) {
+  const { bytes, heads } = view.weights, layers = view.layers.length;
   const at = (l, h, q, k) => bytes[((l * heads + h) * numQueries + q) * numKeys + k] / 255;
   const members = (mix, [layer, head]) =>
     mix === "head" ? [[layer, head]]
@@ -31,7 +35,7 @@ function Attention({ example, positions, setPosition, viewName, setView, places,
         onFocus=${() => setView(name)} onClick=${() => setView(name)}>${title}</button>`)}
     </div>`}
     <div id="attention-panel" role=${several ? "tabpanel" : undefined} aria-labelledby=${several ? `tab-${view.name}` : undefined}>
-      <${View} key=${view.name} ...${{ example, view, positions, setPosition, place: places[view.name] ?? [view.weights.layers - 1, 0] }}
+      <${View} key=${view.name} ...${{ example, view, positions, setPosition, place: places[view.name] ?? firstPlace(view) }}
         setPlace=${(place) => setPlace(view.name, place)} />
     </div>
   </section>`;
@@ -55,7 +59,7 @@ function View({ example, view, positions, setPosition, place, setPlace }) {
   const chooseKey = (i) => (point(still), pinKey(i));
 
   const token = (side === "query" ? queries : keys).tokens[index];
-  const whose = mix === "head" ? `Layer ${place[0]}, head ${place[1]}` : mix === "layer" ? `Mean of layer ${place[0]}` : "Mean of all heads";
+  const whose = mix === "head" ? `Layer ${view.layers[place[0]]}, head ${place[1]}` : mix === "layer" ? `Mean of layer ${view.layers[place[0]]}` : "Mean of all heads";
   const found = largest(values, (side === "query" ? keys : queries).tokens) || "nothing above 0.5%";
   const summary = side === "query" ? `${quoted(token)} looks at ${found}` : `${quoted(token)} is looked at by ${found}`;
   return html`<p>${view.explanation}</p>
@@ -96,7 +100,7 @@ function Heads({ view, read, side, index, mix, setMix, place, setPlace, others, 
         inset: others.length > 24 ? 0 : 0.5 })],
     });
   };
-  const label = (l, h) => `Layer ${l}, head ${h}${view.importance ? `, importance ${fixed(view.importance[l][h])}` : ""}: ${
+  const label = (l, h) => `Layer ${view.layers[l]}, head ${h}${view.importance ? `, importance ${fixed(view.importance[l][h])}` : ""}: ${
     largest(others.map((_, i) => weight(l, h, i)), others, 2) || "nothing above 0.5%"}`;
   const onKeyDown = (event) => {
     const next = moved(event, place[0] * heads + place[1], layers * heads, heads);
@@ -115,13 +119,13 @@ function Heads({ view, read, side, index, mix, setMix, place, setPlace, others, 
       <div class="head-grid" style=${{ "--heads": heads, "--height": `${height}px` }}>
         <span class="corner" aria-hidden="true"></span>
         <div class="head-numbers" aria-hidden="true">${[...Array(heads).keys()].map((h) => html`<span key=${h}>${h}</span>`)}</div>
-        <div class="layer-numbers" aria-hidden="true">${[...Array(layers).keys()].map((l) => html`<span key=${l}>${l}</span>`)}</div>
+        <div class="layer-numbers" aria-hidden="true">${view.layers.map((layer) => html`<span key=${layer}>${layer}</span>`)}</div>
         <div class="head-charts" ref=${area}>
           ${width > 0 && html`<${Chart} draw=${draw} on=${[view, side, index, width, dark]} />`}
           <div class="head-choices">
             ${[...Array(layers * heads).keys()].map((n) => {
               const l = Math.floor(n / heads), h = n % heads, within = mix === "all" || (mix === "layer" && l === place[0]);
-              return html`<label key=${n} class=${within ? "within" : ""} title=${`layer ${l}, head ${h}`}>
+              return html`<label key=${n} class=${within ? "within" : ""} title=${`layer ${view.layers[l]}, head ${h}`}>
                 <input type="radio" name="head" aria-label=${label(l, h)} checked=${l === place[0] && h === place[1]}
                   onChange=${() => setPlace([l, h])} /><span></span></label>`;
             })}
@@ -136,7 +140,7 @@ function Heads({ view, read, side, index, mix, setMix, place, setPlace, others, 
 /** All queries and keys of the heads chosen. */
 function Matrix({ read, queries, keys, mix, place, query, choose, whose }) {
   const [area, { width, dark }] = useSurroundings();
-  const room = (tokens) => Math.min(110, 14 + 6.5 * Math.max(...tokens.map((token) => [...token].length)));
+  const room = (tokens) => Math.min(130, 18 + 7.2 * Math.max(...tokens.map((token) => [...token].length)));
   const left = room(queries.tokens), top = room(keys.tokens);
   const size = Math.max(9, Math.min(26, (width - left - 10) / keys.tokens.length));
   const draw = () => {

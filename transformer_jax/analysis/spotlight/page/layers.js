@@ -11,9 +11,9 @@ function Importance({ example, places, setPlace, setView }) {
         onKeyDown=${(event) => arrowKeys(event, "button", view.weights.heads)}>
       <caption>${view.title}</caption>
       <thead><tr><td></td>${view.importance[0].map((_, h) => html`<th scope="col" key=${h}>Head ${h}</th>`)}</tr></thead>
-      <tbody>${view.importance.map((values, l) => html`<tr key=${l}><th scope="row">Layer ${l}</th>
+      <tbody>${view.importance.map((values, l) => html`<tr key=${l}><th scope="row">Layer ${view.layers[l]}</th>
         ${values.map((value, h) => {
-          const [layer, head] = places[view.name] ?? [view.weights.layers - 1, 0], here = layer === l && head === h;
+          const [layer, head] = places[view.name] ?? firstPlace(view), here = layer === l && head === h;
           return html`<td key=${h}><button type="button" class="cell" style=${shade(value / most)} aria-pressed=${here} tabindex=${here ? 0 : -1}
             onClick=${() => (setView(view.name), setPlace(view.name, [l, h]))}>${fixed(value)}</button></td>`;
         })}</tr>`)}</tbody>
@@ -47,7 +47,7 @@ function Lens({ example, positions, setPosition }) {
           const agrees = token === lens.tokens[lens.layers.length - 1][t][0];
           return html`<td key=${t}><button type="button" class="cell" style=${shade(value)} aria-pressed=${here} tabindex=${here ? 0 : -1}
             onMouseEnter=${() => point([l, t])} onFocus=${() => go(l, t)} onClick=${() => go(l, t)}>
-            <${Piece} token=${token} /><span class="value">${Math.round(value * 100)}${agrees ? " ✓" : ""}</span></button></td>`;
+            <${Piece} token=${token} /><span class="value">${Math.round(value * 100) || "<1"}${agrees ? " ✓" : ""}</span></button></td>`;
         })}</tr>`)}</tbody>
     </table></div>
   </section>`;

@@ -1,6 +1,6 @@
 // What else the model might have said: the n best outputs, the beam step by step, the likeliest tokens at a position.
 
-const probability = (logProb) => (logProb === null ? null : Math.exp(logProb));
+const probability = (logProb) => Math.exp(logProb);
 
 function Output({ example, positions, setPosition }) {
   const { hypotheses, beams, candidates } = example;
@@ -15,29 +15,29 @@ function Output({ example, positions, setPosition }) {
 
 /** The likeliest tokens at the position chosen. */
 function Likeliest({ example, candidates, positions, setPosition }) {
-  const row = example.rows[candidates.row];
+  const row = { ...example.rows[candidates.row], tokens: candidates.taken };
   const [pointed, point] = useState(-1);
   const chosen = Math.min(positions[candidates.row] ?? 0, row.tokens.length - 1);
   const index = pointed >= 0 ? pointed : chosen;
-  const there = candidates.chosen[index];
+  const taken = candidates.taken[index];
   const said = candidates.tokens[index].map((token, i) => `${quoted(token)} ${percent(probability(candidates.log_probs[index][i]))}`);
   return html`<h3>Token by token</h3>
-    <${TokenRow} id="likeliest" row=${row} title=${row.title} note="probability of each, given all before it" chosen=${chosen}
+    <${TokenRow} id="likeliest" row=${row} title=${candidates.title} note="probability of each in percent, given all before it" chosen=${chosen}
       pointed=${pointed} point=${point} choose=${(i) => (point(-1), setPosition(candidates.row, i))}
-      values=${candidates.chosen_log_probs.map((value) => probability(value) ?? 0)} meaning="likely" />
-    <${Live} text=${`${candidates.title} ${quoted(row.tokens[index])}: ${said.slice(0, 4).join(", ")}`} />
+      values=${candidates.taken_log_probs.map(probability)} meaning="likely" />
+    <${Live} text=${`Instead of ${quoted(row.tokens[index])}: ${said.slice(0, 4).join(", ")}`} />
     <div class="scroll"><table class="bars">
-      <caption>${candidates.title} ${quoted(row.tokens[index])} (position ${index + 1})</caption>
+      <caption>Instead of ${quoted(row.tokens[index])} (position ${index + 1})</caption>
       <thead><tr><th scope="col">Token</th><th scope="col">Probability</th><th scope="col" class="number">log P</th></tr></thead>
       <tbody>${candidates.tokens[index].map((token, i) => html`<${Candidate} key=${i} token=${token} logProb=${candidates.log_probs[index][i]}
-          chosen=${token === there} />`)}
-        ${there && !candidates.tokens[index].includes(there) && html`<${Candidate} token=${there} chosen logProb=${candidates.chosen_log_probs[index]} />`}
+          taken=${token === taken} />`)}
+        ${!candidates.tokens[index].includes(taken) && html`<${Candidate} token=${taken} taken logProb=${candidates.taken_log_probs[index]} />`}
       </tbody>
     </table></div>`;
 }
 
-const Candidate = ({ token, logProb, chosen }) => html`<tr class=${chosen ? "chosen" : ""}>
-  <th scope="row"><${Piece} token=${token} />${chosen && html` <span class="tag">chosen</span>`}</th>
+const Candidate = ({ token, logProb, taken }) => html`<tr>
+  <th scope="row"><${Piece} token=${token} />${taken && html` <span class="tag">taken</span>`}</th>
   <td class="bar"><span class="amount" style=${{ "--share": probability(logProb) }}></span>${percent(probability(logProb))}</td>
   <td class="number">${fixed(logProb)}</td></tr>`;
 
@@ -51,7 +51,7 @@ function Hypotheses({ hypotheses }) {
         <th scope="row" class="number">${rank + 1}</th>
         <td><span class="hypothesis" dir=${direction}>${tokens.map((token, i) => html`<span key=${i} class="step"
             title=${`log P ${fixed(log_probs[i])}`}>${differs[i] ? html`<mark><${Piece} token=${token} /></mark>` : html`<${Piece} token=${token} />`}
-            <span class="value">${Math.round(100 * probability(log_probs[i]))}</span></span>`)}</span></td>
+            <span class="value">${Math.round(100 * probability(log_probs[i])) || "<1"}</span></span>`)}</span></td>
         <td class="number">${fixed(score, 3)}</td>
         <td class="number">${fixed(log_probs.reduce((sum, one) => sum + one, 0), 3)}</td></tr>`)}
       </tbody></table></div>`;

@@ -1,0 +1,199 @@
+"""What a run does with a text, as an `Example`: its search, and all that the network computes to read the best output.
+
+Notation: L layers, H heads, T positions, V vocabulary, k candidates.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from transformer_jax.analysis.capture import Inputs, unpadded
+from transformer_jax.analysis.run import Run
+from transformer_jax.analysis.spotlight.report import AttentionView, Beam, Candidates, Example, Hypothesis, Report, Row
+from transformer_jax.data.tokenizers import BOS, EOS, PAD
+from transformer_jax.errors import UserError
+
+NUM_CANDIDATES = 6
+WEIGHTS = re.compile(r"(?P<stack>\w+)/layer_(?P<layer>\d+)/(?P<attention>\w+)/weights")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family's inputs and predictions are shown.
+
+    Attributes:
+      rows: a name and a title for each of the network's inputs; what is predicted is the last.
+      ahead: at its position t the network predicts token t + ahead of that input.
+      predicted: a title for what is predicted at all positions.
+      search: settings of the search that differ from the run's own, unless they are given.
+      views: name, title and explanation of each attention by its path; in this order they are shown.
+    """
+
+    rows: tuple[tuple[str, str], ...]
+    ahead: int
+    predicted: str
+    search: dict[str, Any]
+    views: dict[str, tuple[str, str, str]]
+
+
+LAYOUTS = {
+    "translation": Layout(
+        (("source", "Source"), ("output", "Output")),
+        0,
+        "Output",
+        {},
+        {
+            "encoder/self_attention": (
+                "encoder",
+                "Encoder self-attention",
+                "Each token of the source looks at all of them.",
+            ),
+            "decoder/self_attention": (
+                "decoder",
+                "Decoder self-attention",
+                "To predict a token of the output, the decoder looks at what it has written before.",
+            ),
+            "decoder/cross_attention": (
+                "cross",
+                "Cross-attention",
+                "To predict a token of the output, the decoder looks at the source.",
+            ),
+        },
+    ),
+    "language_model": Layout(
+        (("text", "Text"),),
+        1,
+        "What follows each token of the text",
+        {"max_tokens": 16},
+        {
+            "decoder/self_attention": (
+                "self",
+                "Self-attention",
+                "To predict what follows a token, the model looks at that token and those before it.",
+            )
+        },
+    ),
+}
+"""By families. A part that a network lacks, such as the encoder's attention of an LSTM, is not shown."""
+
+
+def examine(run: Run, texts: Sequence[str], **settings: Any) -> Report:
+    """What a run does with each text.
+
+    Args: settings: of its search, as for `Run.search`; a beam search, whose n best are all shown.
+    Raises: UserError for a family that cannot be shown, and for texts that are empty or too long, naming the text.
+    """
+    if run.config.family not in LAYOUTS:
+        raise UserError(f"{run.config.name} is of the family {run.config.family}; Spotlight shows {', '.join(LAYOUTS)}.")
+    if not texts:
+        raise UserError("There is no text to analyse; give at least one.")
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise UserError(f"Text {number} is empty; leave it out.")
+    settings = {"method": "beam", **LAYOUTS[run.config.family].search, **settings}
+    decoding: Any = getattr(run.config, "decoding")  # noqa: B009 not every family's config has it
+    settings.setdefault("n_best", settings.get("beam_size", decoding.beam_size))
+    examples = []
+    for number, text in enumerate(texts, 1):
+        try:
+            examples.append(example(run, text, **settings))
+        except UserError as error:
+            raise UserError(f"Text {number}, {text[:40]!r}: {error}") from error
+    return Report(run.directory.path.name, _facts(run), "", examples)
+
+
+def _facts(run: Run) -> dict[str, str]:
+    steps = ", ".join(f"{step:,}" for step in run.steps)
+    return {"Experiment": f"{run.config.name} ({run.config.family})", "Checkpoint": f"{run.checkpoint} (step {steps})"}
+
+
+def example(run: Run, text: str, **settings: Any) -> Example:
+    """What a run does with one text; settings as for `Run.search`."""
+    layout = LAYOUTS[run.config.family]
+    (found,) = run.search([text], **settings)
+    inputs = run.hypothesis_inputs(text, [hypothesis.tokens for hypothesis in found])
+    log_probs = log_softmax(run.capture_inputs(inputs, ["logits"])["logits"].astype(np.float32), axis=-1)
+    best: Inputs = tuple(side[:1, : len(unpadded(side[0]))] for side in inputs)
+    pieces = run.pieces(best)
+    texts = [text, *run.decode([hypothesis.tokens for hypothesis in found])]
+    shown = [texts[0], texts[1]] if len(pieces) == 2 else [texts[0] + texts[1]]
+    rows = {name: Row(title, tokens, of) for (name, title), tokens, of in zip(layout.rows, pieces, shown, strict=True)}
+    if layout.ahead == 0:
+        first = np.full_like(best[-1][:, :1], BOS)
+        read = run.pieces((*best[:-1], np.concatenate([first, best[-1][:, :-1]], axis=1)))[-1]
+        rows["read"] = Row("Written before", read, "")
+    return Example(
+        title=text,
+        rows=rows,
+        views=_views(run, best, layout),
+        hypotheses=[
+            Hypothesis(of, _pieces(run, best, [*h.tokens, EOS]), _of_output(log_probs[i], inputs, i, h.tokens), h.score)
+            for i, (h, of) in enumerate(zip(found, texts[1:], strict=True))
+        ],
+        beams=_beams(run, best, run.trace(text, **settings), found[0].tokens),
+        candidates=_candidates(run, best, log_probs[0], layout),
+    )
+
+
+def _pieces(run: Run, inputs: Inputs, tokens: Sequence[int]) -> list[str]:
+    """Names of tokens of the input that is predicted."""
+    return run.pieces((*inputs[:-1], np.asarray([tokens])))[-1]
+
+
+def _views(run: Run, inputs: Inputs, layout: Layout) -> list[AttentionView]:
+    found: dict[str, dict[int, str]] = {}
+    for name in run.points:
+        if match := WEIGHTS.fullmatch(name):
+            found.setdefault(f"{match['stack']}/{match['attention']}", {})[int(match["layer"])] = name
+    views = []
+    for path, (name, title, explanation) in layout.views.items():
+        if layers := found.get(path):
+            captured = run.capture_inputs(inputs, list(layers.values()))
+            weights = np.stack([captured[layers[layer]][0] for layer in sorted(layers)])
+            queries, keys = (layout.rows[side or 0][0] for side in run.sides(layers[min(layers)]))
+            if layout.ahead == 0 and queries == keys == layout.rows[-1][0]:
+                keys = "read"
+            views.append(AttentionView(name, title, explanation, queries, keys, sorted(layers), weights))
+    return views
+
+
+def _of_output(log_probs: np.ndarray, inputs: Inputs, row: int, tokens: Sequence[int]) -> list[float]:
+    """Log-probabilities of an output's tokens and its end, from those of all tokens float32[T, V] at each position."""
+    wanted = [*tokens, EOS]
+    first = len(unpadded(inputs[-1][row])) - len(wanted)
+    return [float(log_probs[first + i, token]) for i, token in enumerate(wanted)]
+
+
+def _candidates(run: Run, inputs: Inputs, log_probs: np.ndarray, layout: Layout) -> Candidates:
+    tokens = unpadded(inputs[-1][0])
+    taken = [*tokens, EOS][layout.ahead :][: len(tokens)]
+    log_probs = log_probs[: len(tokens)]
+    ranked = np.where(np.arange(log_probs.shape[1]) == PAD, -np.inf, log_probs)
+    likeliest = np.argsort(-ranked, axis=-1)[:, :NUM_CANDIDATES]
+    return Candidates(
+        row=layout.rows[-1][0],
+        title=layout.predicted,
+        tokens=[_pieces(run, inputs, row) for row in likeliest.tolist()],
+        log_probs=np.take_along_axis(log_probs, likeliest, axis=-1),
+        taken=_pieces(run, inputs, taken),
+        taken_log_probs=log_probs[np.arange(len(tokens)), taken],
+    )
+
+
+def _beams(run: Run, inputs: Inputs, steps: Sequence[Sequence[Any]], best: Sequence[int]) -> list[list[Beam]]:
+    return [
+        [
+            Beam(
+                _pieces(run, inputs, one.tokens[-1:])[0],
+                one.parent,
+                one.log_prob,
+                tuple(best[: len(one.tokens)]) == one.tokens,
+            )
+            for one in alive
+        ]
+        for alive in steps
+    ]
