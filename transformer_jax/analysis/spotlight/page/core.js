@@ -61,13 +61,14 @@ function Live({ text }) {
 }
 
 /** A chart of the plotting library, redrawn when what it depends on changes; `label` is all that is said of it. */
-function Chart({ draw, on, label, ...attributes }) {
+function Chart({ draw, on, label }) {
   const place = useRef(null);
   useEffect(() => {
-    place.current.replaceChildren(draw());
+    const chart = draw();
+    chart.setAttribute("aria-hidden", "true");
+    place.current.replaceChildren(chart);
   }, on);
-  return html`<div ref=${place} role=${label ? "img" : undefined} aria-label=${label}
-    aria-hidden=${label ? undefined : "true"} ...${attributes}></div>`;
+  return html`<div ref=${place} role=${label && "img"} aria-label=${label}></div>`;
 }
 
 /** The width of an element in pixels, kept up to date, and whether the page is dark. */
