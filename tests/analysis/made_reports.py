@@ -31,7 +31,9 @@ def made_example(source: str, output: str, layers: int = 2, heads: int = 4, seed
 
     def view(name: str, queries: str, keys: str, values: np.ndarray) -> AttentionView:
         importance = rng.uniform(0, 1, size=(layers, heads))
-        return AttentionView(name, f"The {name}", f"Who looks at whom in {name}.", queries, keys, range(layers), values, importance)
+        return AttentionView(
+            name, f"The {name}", f"Who looks at whom in {name}.", queries, keys, range(layers), values, importance
+        )
 
     others = rng.choice(outputs, size=(T, 4)).tolist()
     log_probs = np.sort(np.log(rng.dirichlet(np.full(5, 0.4), size=T).clip(1e-9)), axis=1)[:, ::-1]
@@ -54,7 +56,7 @@ def made_example(source: str, output: str, layers: int = 2, heads: int = 4, seed
             Hypothesis(f"{output} else", changed, log_probs[:, 1][: len(changed)].tolist(), -0.75),
         ],
         beams=[
-            [Beam(token, -1 if t == 0 else 0, -0.1 * t - 0.1, True), Beam("▁else", -1 if t == 0 else t % 2, -1.0 - t, False)]
+            [Beam(token, min(t, 1) - 1, -0.1 * t - 0.1, True), Beam("▁else", t % 2 if t else -1, -1.0 - t, False)]
             for t, token in enumerate(outputs[:-1])
         ],
         candidates=Candidates(

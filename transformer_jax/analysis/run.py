@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from transformer_jax.analysis.averaging import mean
 from transformer_jax.analysis.capture import CapturedHypothesis, Inputs, alone, capture, matching, points
 from transformer_jax.decoding.batching import Hypothesis
-from transformer_jax.decoding.tracing import Alive
+from transformer_jax.decoding.tracing import Trace
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import RunConfig, parse_config
 from transformer_jax.families.registry import find_family
@@ -197,8 +197,8 @@ class Run:
         """The n best outputs for each line, as tokens; the run's decoding settings, changed by keyword."""
         raise NotImplementedError
 
-    def trace(self, line: str, **overrides: Any) -> list[list[Alive]]:
-        """The unfinished hypotheses that a beam search for a line kept after each of its steps, likeliest first."""
+    def trace(self, line: str, **overrides: Any) -> Trace:
+        """A beam search for one line, watched; settings as for `search`."""
         raise NotImplementedError
 
     def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:

@@ -16,7 +16,7 @@ from transformer_jax.data.tokenizers import EOS, Tokenizer, TokenizerPair, load_
 from transformer_jax.decoding.batching import Hypothesis, pad_tokens
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.scoring import Scorer
-from transformer_jax.decoding.tracing import Alive, trace
+from transformer_jax.decoding.tracing import Trace, trace
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.errors import UserError
 from transformer_jax.families.translation import TranslationConfig, make_model
@@ -79,7 +79,7 @@ class TranslationRun(Run):
         translator = self.translator(**overrides) if overrides else self._translator
         return translator.decoder.decode(self.params, self.tokenizers.source.encode(list(lines)))
 
-    def trace(self, line: str, **overrides: Any) -> list[list[Alive]]:
+    def trace(self, line: str, **overrides: Any) -> Trace:
         decoder, (source,) = self.translator(**overrides).decoder, self.tokenizers.source.encode([line])
         return trace(decoder.search, self.params, source, decoder.config)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_softmax
 
-from transformer_jax.analysis.capture import Inputs, unpadded
+from transformer_jax.analysis.capture import Inputs, alone, unpadded
 from transformer_jax.analysis.run import Run
 from transformer_jax.analysis.spotlight.report import AttentionView, Beam, Candidates, Example, Hypothesis, Report, Row
 from transformer_jax.data.tokenizers import BOS, EOS, PAD
@@ -88,7 +88,9 @@ def examine(run: Run, texts: Sequence[str], **settings: Any) -> Report:
     Raises: UserError for a family that cannot be shown, and for texts that are empty or too long, naming the text.
     """
     if run.config.family not in LAYOUTS:
-        raise UserError(f"{run.config.name} is of the family {run.config.family}; Spotlight shows {', '.join(LAYOUTS)}.")
+        raise UserError(
+            f"{run.config.name} is of the family {run.config.family}; Spotlight shows {', '.join(LAYOUTS)}."
+        )
     if not texts:
         raise UserError("There is no text to analyse; give at least one.")
     for number, text in enumerate(texts, 1):
@@ -114,9 +116,11 @@ def _facts(run: Run) -> dict[str, str]:
 def example(run: Run, text: str, **settings: Any) -> Example:
     """What a run does with one text; settings as for `Run.search`."""
     layout = LAYOUTS[run.config.family]
-    (found,) = run.search([text], **settings)
+    searched = run.trace(text, **settings)
+    found = searched.found
     inputs = run.hypothesis_inputs(text, [hypothesis.tokens for hypothesis in found])
-    log_probs = log_softmax(run.capture_inputs(inputs, ["logits"])["logits"].astype(np.float32), axis=-1)
+    captured = run.capture_inputs(inputs, ["*/weights", "logits"])
+    log_probs = log_softmax(captured["logits"].astype(np.float32), axis=-1)
     best: Inputs = tuple(side[:1, : len(unpadded(side[0]))] for side in inputs)
     pieces = run.pieces(best)
     texts = [text, *run.decode([hypothesis.tokens for hypothesis in found])]
@@ -129,12 +133,12 @@ def example(run: Run, text: str, **settings: Any) -> Example:
     return Example(
         title=text,
         rows=rows,
-        views=_views(run, best, layout),
+        views=_views(run, alone(captured, inputs, 0, run.sides), layout),
         hypotheses=[
             Hypothesis(of, _pieces(run, best, [*h.tokens, EOS]), _of_output(log_probs[i], inputs, i, h.tokens), h.score)
             for i, (h, of) in enumerate(zip(found, texts[1:], strict=True))
         ],
-        beams=_beams(run, best, run.trace(text, **settings), found[0].tokens),
+        beams=_beams(run, best, searched.steps, found[0].tokens),
         candidates=_candidates(run, best, log_probs[0], layout),
     )
 
@@ -144,16 +148,15 @@ def _pieces(run: Run, inputs: Inputs, tokens: Sequence[int]) -> list[str]:
     return run.pieces((*inputs[:-1], np.asarray([tokens])))[-1]
 
 
-def _views(run: Run, inputs: Inputs, layout: Layout) -> list[AttentionView]:
+def _views(run: Run, activations: dict[str, np.ndarray], layout: Layout) -> list[AttentionView]:
     found: dict[str, dict[int, str]] = {}
-    for name in run.points:
+    for name in activations:
         if match := WEIGHTS.fullmatch(name):
             found.setdefault(f"{match['stack']}/{match['attention']}", {})[int(match["layer"])] = name
     views = []
     for path, (name, title, explanation) in layout.views.items():
         if layers := found.get(path):
-            captured = run.capture_inputs(inputs, list(layers.values()))
-            weights = np.stack([captured[layers[layer]][0] for layer in sorted(layers)])
+            weights = np.stack([activations[layers[layer]] for layer in sorted(layers)])
             queries, keys = (layout.rows[side or 0][0] for side in run.sides(layers[min(layers)]))
             if layout.ahead == 0 and queries == keys == layout.rows[-1][0]:
                 keys = "read"

@@ -7,7 +7,7 @@ function Importance({ example, places, setPlace, setView }) {
   return html`<section aria-labelledby="importance-title">
     <h2 id="importance-title">Importance of heads</h2>
     <p>${report.importance} Choose a head to see above where it looks.</p>
-    <div class="tables">${views.map((view) => html`<table key=${view.name} class="importance" role="grid"
+    <div class="tables">${views.map((view) => html`<div class="scroll" key=${view.name}><table class="importance" role="grid"
         onKeyDown=${(event) => arrowKeys(event, "button", view.weights.heads)}>
       <caption>${view.title}</caption>
       <thead><tr><td></td>${view.importance[0].map((_, h) => html`<th scope="col" key=${h}>Head ${h}</th>`)}</tr></thead>
@@ -17,7 +17,7 @@ function Importance({ example, places, setPlace, setView }) {
           return html`<td key=${h}><button type="button" class="cell" style=${shade(value / most)} aria-pressed=${here} tabindex=${here ? 0 : -1}
             onClick=${() => (setView(view.name), setPlace(view.name, [l, h]))}>${fixed(value)}</button></td>`;
         })}</tr>`)}</tbody>
-    </table>`)}</div>
+    </table></div>`)}</div>
   </section>`;
 }
 
