@@ -57,8 +57,14 @@ class LanguageModelRun(Run):
         rows = [self.config.decoding.first_tokens(row) for row in rows]
         return (pad_tokens(rows, len(rows), max(map(len, rows), default=1)),)
 
+    def predicted(self, inputs: Inputs) -> np.ndarray:
+        return np.pad(inputs[0][:, 1:], ((0, 0), (0, 1)))
+
     def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
         return [self.tokenizer.pieces(unpadded(side[row])) for side in inputs]
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        return self.tokenizer.pieces(tokens)
 
     def sides(self, name: str) -> tuple[int | None, int | None]:
         return 0, 0 if name.endswith("/weights") else None

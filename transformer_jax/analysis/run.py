@@ -184,8 +184,16 @@ class Run:
         """The tokens int32[B, positions] that the model is called with for lists of texts, zeros after their ends."""
         raise NotImplementedError
 
+    def predicted(self, inputs: Inputs) -> np.ndarray:
+        """The token int32[B, T] that each position's logits are to give, 0 where there is none."""
+        raise NotImplementedError
+
     def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
         """Readable names of the tokens of one row, for each of the `inputs`, without padding."""
+        raise NotImplementedError
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        """Readable names of tokens that the model predicts."""
         raise NotImplementedError
 
     def sides(self, name: str) -> tuple[int | None, int | None]:

@@ -65,9 +65,15 @@ class TranslationRun(Run):
             raise UserError(f"{len(sources)} sources and {len(targets)} targets; give one target a source.")
         return _ended(self.tokenizers.source.encode(sources), self.tokenizers.target.encode(targets))
 
+    def predicted(self, inputs: Inputs) -> np.ndarray:
+        return inputs[1]
+
     def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
         tokenizers = (self.tokenizers.source, self.tokenizers.target)
         return [tokenizer.pieces(unpadded(side[row])) for tokenizer, side in zip(tokenizers, inputs, strict=True)]
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        return self.tokenizers.target.pieces(tokens)
 
     def sides(self, name: str) -> tuple[int | None, int | None]:
         of_source = name.startswith(("source_", "encoder/"))
