@@ -48,7 +48,7 @@ def test_weights_are_those_of_the_network_as_it_reads_the_best_output(examined):
     inputs = run.hypothesis_inputs("one two", outputs)
     captured = alone(run.capture_inputs(inputs, ["*/weights", "logits"]), inputs, 0, run.sides)
     paths = {name: path for path, (name, *_) in LAYOUTS[run.config.family].views.items()}
-    assert sum(len(view.layers) for view in example.views) == len(captured) - 1
+    assert sum(len(view.layers) for view in example.views) == len(captured) - 1  # all but the logits
     for view in example.views:
         Q, K = (len(example.rows[row].tokens) for row in (view.queries, view.keys))
         assert view.weights.shape[2:] == (Q, K)

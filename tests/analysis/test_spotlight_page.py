@@ -119,7 +119,7 @@ def test_all_of_it_works_from_the_keyboard(show, small):
     driver.execute_script("document.querySelector('.head-choices input:checked').focus()")
     press(driver, Keys.ARROW_UP, Keys.ARROW_RIGHT)
     label = driver.switch_to.active_element.get_attribute("aria-label")
-    assert label.startswith(f"Layer 0, head 1, importance {small.views[0].importance[0, 1]:.2f}: ")
+    assert label.startswith(f"Layer 0, head 1, importance {small.views[0].importance[0, 1]:.2g}: ")
     wait_until(driver, lambda: values(driver, "keys") == expected(small.views[0].weights[0, 1, 2]))
     driver.execute_script("document.querySelector('.lens [tabindex=\"0\"]').focus()")
     press(driver, Keys.ARROW_UP, Keys.ARROW_RIGHT)

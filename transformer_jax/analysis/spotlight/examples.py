@@ -1,4 +1,4 @@
-"""What a run does with a text, as an `Example`: its search, and all that the network computes to read the best output.
+"""What a run does with a text, as an `Example`: its search, and what the network computes as it reads the best output.
 
 Notation: L layers, H heads, T positions, V vocabulary, k candidates.
 """
@@ -12,12 +12,28 @@ import numpy as np
 from scipy.special import log_softmax
 
 from transformer_jax.analysis.capture import Inputs, alone, unpadded
+from transformer_jax.analysis.interpret.heads import attentions, gradient_importance_on
+from transformer_jax.analysis.interpret.lens import logit_lens_on
 from transformer_jax.analysis.run import Run
-from transformer_jax.analysis.spotlight.report import AttentionView, Beam, Candidates, Example, Hypothesis, Report, Row
+from transformer_jax.analysis.spotlight.report import (
+    AttentionView,
+    Beam,
+    Candidates,
+    Example,
+    Hypothesis,
+    Lens,
+    Report,
+    Row,
+)
 from transformer_jax.data.tokenizers import BOS, EOS, PAD
+from transformer_jax.decoding.tracing import Alive
 from transformer_jax.errors import UserError
 
 NUM_CANDIDATES = 6
+IMPORTANCE = (
+    "How steeply the loss of this output, in nats per token, changes as a head's output is scaled: |∂loss/∂head| "
+    "(Michel et al. 2019, eq. 2), for this text alone."
+)
 WEIGHTS = re.compile(r"(?P<stack>\w+)/layer_(?P<layer>\d+)/(?P<attention>\w+)/weights")
 
 
@@ -105,7 +121,7 @@ def examine(run: Run, texts: Sequence[str], **settings: Any) -> Report:
             examples.append(example(run, text, **settings))
         except UserError as error:
             raise UserError(f"Text {number}, {text[:40]!r}: {error}") from error
-    return Report(run.directory.path.name, _facts(run), "", examples)
+    return Report(run.directory.path.name, _facts(run), IMPORTANCE, examples)
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -114,53 +130,67 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def example(run: Run, text: str, **settings: Any) -> Example:
-    """What a run does with one text; settings as for `Run.search`."""
+    """What a run does with one text; settings as for `Run.trace`."""
     layout = LAYOUTS[run.config.family]
     searched = run.trace(text, **settings)
-    found = searched.found
-    inputs = run.hypothesis_inputs(text, [hypothesis.tokens for hypothesis in found])
+    outputs = [hypothesis.tokens for hypothesis in searched.found]
+    inputs, texts = run.hypothesis_inputs(text, outputs), run.decode(outputs)
     captured = run.capture_inputs(inputs, ["*/weights", "logits"])
     log_probs = log_softmax(captured["logits"].astype(np.float32), axis=-1)
     best: Inputs = tuple(side[:1, : len(unpadded(side[0]))] for side in inputs)
-    pieces = run.pieces(best)
-    texts = [text, *run.decode([hypothesis.tokens for hypothesis in found])]
-    shown = [texts[0], texts[1]] if len(pieces) == 2 else [texts[0] + texts[1]]
-    rows = {name: Row(title, tokens, of) for (name, title), tokens, of in zip(layout.rows, pieces, shown, strict=True)}
-    if layout.ahead == 0:
-        first = np.full_like(best[-1][:, :1], BOS)
-        read = run.pieces((*best[:-1], np.concatenate([first, best[-1][:, :-1]], axis=1)))[-1]
-        rows["read"] = Row("Written before", read, "")
     return Example(
         title=text,
-        rows=rows,
-        views=_views(run, alone(captured, inputs, 0, run.sides), layout),
+        rows=_rows(run, best, [text, texts[0]] if len(best) == 2 else [text + texts[0]], layout),
+        views=_views(run, best, alone(captured, inputs, 0, run.sides), layout),
         hypotheses=[
-            Hypothesis(of, _pieces(run, best, [*h.tokens, EOS]), _of_output(log_probs[i], inputs, i, h.tokens), h.score)
-            for i, (h, of) in enumerate(zip(found, texts[1:], strict=True))
+            Hypothesis(
+                texts[i], run.token_names([*h.tokens, EOS]), _of_output(log_probs[i], inputs, i, h.tokens), h.score
+            )
+            for i, h in enumerate(searched.found)
         ],
-        beams=_beams(run, best, searched.steps, found[0].tokens),
+        beams=_beams(run, searched.steps, outputs[0]),
         candidates=_candidates(run, best, log_probs[0], layout),
+        lens=_lens(run, best, layout),
     )
 
 
-def _pieces(run: Run, inputs: Inputs, tokens: Sequence[int]) -> list[str]:
-    """Names of tokens of the input that is predicted."""
-    return run.pieces((*inputs[:-1], np.asarray([tokens])))[-1]
+def _rows(run: Run, inputs: Inputs, texts: Sequence[str], layout: Layout) -> dict[str, Row]:
+    pieces = run.pieces(inputs)
+    rows = {name: Row(title, tokens, of) for (name, title), tokens, of in zip(layout.rows, pieces, texts, strict=True)}
+    if layout.ahead == 0:
+        rows["read"] = Row("Written before", [*run.token_names([BOS]), *pieces[-1][:-1]], "")
+    return rows
 
 
-def _views(run: Run, activations: dict[str, np.ndarray], layout: Layout) -> list[AttentionView]:
+def _views(run: Run, inputs: Inputs, activations: dict[str, np.ndarray], layout: Layout) -> list[AttentionView]:
     found: dict[str, dict[int, str]] = {}
     for name in activations:
         if match := WEIGHTS.fullmatch(name):
             found.setdefault(f"{match['stack']}/{match['attention']}", {})[int(match["layer"])] = name
+    importance = {}
+    if attentions(run):  # an LSTM's attention has no heads to take out
+        scores = gradient_importance_on(run, inputs)
+        importance = dict(zip(scores.attentions, scores.scores, strict=True))
     views = []
     for path, (name, title, explanation) in layout.views.items():
-        if layers := found.get(path):
-            weights = np.stack([activations[layers[layer]] for layer in sorted(layers)])
-            queries, keys = (layout.rows[side or 0][0] for side in run.sides(layers[min(layers)]))
+        if layers := [layer for _, layer in sorted(found.get(path, {}).items())]:
+            queries, keys = (layout.rows[side or 0][0] for side in run.sides(layers[0]))
             if layout.ahead == 0 and queries == keys == layout.rows[-1][0]:
                 keys = "read"
-            views.append(AttentionView(name, title, explanation, queries, keys, sorted(layers), weights))
+            weights = np.stack([activations[layer] for layer in layers])
+            of_heads = [importance[layer.removesuffix("/weights")] for layer in layers] if importance else None
+            views.append(
+                AttentionView(
+                    name,
+                    title,
+                    explanation,
+                    queries,
+                    keys,
+                    sorted(found[path]),
+                    weights,
+                    None if of_heads is None else np.stack(of_heads),
+                )
+            )
     return views
 
 
@@ -172,31 +202,31 @@ def _of_output(log_probs: np.ndarray, inputs: Inputs, row: int, tokens: Sequence
 
 
 def _candidates(run: Run, inputs: Inputs, log_probs: np.ndarray, layout: Layout) -> Candidates:
-    tokens = unpadded(inputs[-1][0])
-    taken = [*tokens, EOS][layout.ahead :][: len(tokens)]
-    log_probs = log_probs[: len(tokens)]
-    ranked = np.where(np.arange(log_probs.shape[1]) == PAD, -np.inf, log_probs)
-    likeliest = np.argsort(-ranked, axis=-1)[:, :NUM_CANDIDATES]
+    predicted = run.predicted(inputs)[0]
+    taken = np.where(predicted == PAD, EOS, predicted)  # after the last token of a language model the search ended
+    log_probs = log_probs[: len(taken)]
+    likeliest = np.argsort(-log_probs, axis=-1)[:, :NUM_CANDIDATES]
     return Candidates(
         row=layout.rows[-1][0],
         title=layout.predicted,
-        tokens=[_pieces(run, inputs, row) for row in likeliest.tolist()],
+        tokens=[run.token_names(row) for row in likeliest.tolist()],
         log_probs=np.take_along_axis(log_probs, likeliest, axis=-1),
-        taken=_pieces(run, inputs, taken),
-        taken_log_probs=log_probs[np.arange(len(tokens)), taken],
+        taken=run.token_names(taken.tolist()),
+        taken_log_probs=log_probs[np.arange(len(taken)), taken],
     )
 
 
-def _beams(run: Run, inputs: Inputs, steps: Sequence[Sequence[Any]], best: Sequence[int]) -> list[list[Beam]]:
+def _beams(run: Run, steps: Sequence[Sequence[Alive]], best: Sequence[int]) -> list[list[Beam]]:
+    on_best = lambda one: tuple(best[: len(one.tokens)]) == one.tokens
     return [
-        [
-            Beam(
-                _pieces(run, inputs, one.tokens[-1:])[0],
-                one.parent,
-                one.log_prob,
-                tuple(best[: len(one.tokens)]) == one.tokens,
-            )
-            for one in alive
-        ]
+        [Beam(run.token_names(one.tokens[-1:])[0], one.parent, one.log_prob, on_best(one)) for one in alive]
         for alive in steps
     ]
+
+
+def _lens(run: Run, inputs: Inputs, layout: Layout) -> Lens | None:
+    if f"{run.model.last_stack}/layer_0/residual_before" not in run.points:  # a recurrent network has no such stream
+        return None
+    found = logit_lens_on(run, inputs, NUM_CANDIDATES)
+    layers = ["embeddings", *(f"layer {i}" for i in range(len(found.tokens) - 1))]
+    return Lens(layout.rows[-1][0], layers, found.names, found.probabilities)

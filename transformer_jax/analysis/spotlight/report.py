@@ -135,7 +135,7 @@ class Report:
 def as_json(value: Any, name: str = "") -> Any:
     """A report, or a part of one, as the page reads it.
 
-    Numbers have four decimals, those that are not finite are null. Of attention weights there are the number of heads
+    Numbers have five digits, those that are not finite are null. Of attention weights there are the number of heads
     and base64 of uint8[L, H, Q, K], in which 255 is 1, so they are off by at most 0.002.
     """
     if is_dataclass(value):
@@ -148,7 +148,7 @@ def as_json(value: Any, name: str = "") -> Any:
     if isinstance(value, Mapping):
         return {key: as_json(one) for key, one in value.items()}
     if isinstance(value, float):
-        return round(value, 4) if math.isfinite(value) else None
+        return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [as_json(one) for one in value]
     return value

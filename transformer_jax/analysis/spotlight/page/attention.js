@@ -100,7 +100,7 @@ function Heads({ view, read, side, index, mix, setMix, place, setPlace, others, 
         inset: others.length > 24 ? 0 : 0.5 })],
     });
   };
-  const label = (l, h) => `Layer ${view.layers[l]}, head ${h}${view.importance ? `, importance ${fixed(view.importance[l][h])}` : ""}: ${
+  const label = (l, h) => `Layer ${view.layers[l]}, head ${h}${view.importance ? `, importance ${short(view.importance[l][h])}` : ""}: ${
     largest(others.map((_, i) => weight(l, h, i)), others, 2) || "nothing above 0.5%"}`;
   const onKeyDown = (event) => {
     const next = moved(event, place[0] * heads + place[1], layers * heads, heads);

@@ -20,6 +20,9 @@ const percent = (value) => (value >= 0.995 ? "100%" : value >= 0.095 ? `${Math.r
 
 const fixed = (value, digits = 2) => (value === null ? "–" : value.toFixed(digits).replace("-", "−"));
 
+/** A number of any size, to two digits. */
+const short = (value) => (Math.abs(value) >= 0.001 ? String(Number(value.toPrecision(2))) : value === 0 ? "0" : value.toExponential(0)).replace("-", "−");
+
 /** Shading that grows with the square root, so that small values can be told from none. */
 const shade = (value) => ({ "--amount": Math.sqrt(Math.max(0, value ?? 0)).toFixed(3) });
 

@@ -14,8 +14,8 @@ function Importance({ example, places, setPlace, setView }) {
       <tbody>${view.importance.map((values, l) => html`<tr key=${l}><th scope="row">Layer ${view.layers[l]}</th>
         ${values.map((value, h) => {
           const [layer, head] = places[view.name] ?? firstPlace(view), here = layer === l && head === h;
-          return html`<td key=${h}><button type="button" class="cell" style=${shade(value / most)} aria-pressed=${here} tabindex=${here ? 0 : -1}
-            onClick=${() => (setView(view.name), setPlace(view.name, [l, h]))}>${fixed(value)}</button></td>`;
+          return html`<td key=${h}><button type="button" class="cell" style=${shade(most && value / most)} aria-pressed=${here} tabindex=${here ? 0 : -1}
+            onClick=${() => (setView(view.name), setPlace(view.name, [l, h]))}>${short(value)}</button></td>`;
         })}</tr>`)}</tbody>
     </table></div>`)}</div>
   </section>`;
