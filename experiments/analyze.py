@@ -40,6 +40,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--out={page} is a folder; name a file, such as {page / 'report.html'}.")
     lines = read_lines(FILE.value, sys.stdin.buffer) if FILE.value else []
     texts = [*TEXT.value, *(line for line in lines if line.strip())]
+    if not texts:
+        raise UserError('There is nothing to analyse: give --text "…", or --file with a text a line.')
     run = load_run(arguments[0], CHECKPOINT.value)
     settings = decoding_overrides(run.config)
     if MAX_TOKENS.value:

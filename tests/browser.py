@@ -27,9 +27,14 @@ def start() -> Iterator[Any]:
     found.quit()
 
 
-def open_page(browser: Any, path: Path) -> list[str]:
-    """Loads a file; returns what the browser complained of and the addresses of what the page went on to load."""
-    browser.get_log("browser")
+def open_page(browser: Any, path: Path) -> None:
+    """Loads a file, which must not make the browser complain, nor load anything else."""
+    complaints(browser)
     browser.get(path.absolute().as_uri())
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
-    return [entry["message"] for entry in browser.get_log("browser")] + loaded
+    assert complaints(browser) + loaded == []
+
+
+def complaints(browser: Any) -> list[str]:
+    """What the browser has complained of since this was last asked."""
+    return [entry["message"] for entry in browser.get_log("browser")]

@@ -107,14 +107,12 @@ def examine(run: Run, texts: Sequence[str], **settings: Any) -> Report:
         raise UserError(
             f"{run.config.name} is of the family {run.config.family}; Spotlight shows {', '.join(LAYOUTS)}."
         )
-    if not texts:
-        raise UserError("There is no text to analyse; give at least one.")
     for number, text in enumerate(texts, 1):
         if not text.strip():
             raise UserError(f"Text {number} is empty; leave it out.")
-    settings = {"method": "beam", **LAYOUTS[run.config.family].search, **settings}
-    decoding: Any = getattr(run.config, "decoding")  # noqa: B009 not every family's config has it
-    settings.setdefault("n_best", settings.get("beam_size", decoding.beam_size))
+    config: Any = run.config
+    settings = {"method": "beam", **LAYOUTS[config.family].search, **settings}
+    settings.setdefault("n_best", settings.get("beam_size", config.decoding.beam_size))
     examples = []
     for number, text in enumerate(texts, 1):
         try:

@@ -80,9 +80,10 @@ function useSurroundings() {
   const query = matchMedia("(prefers-color-scheme: dark)");
   const [found, set] = useState({ width: 0, dark: query.matches });
   useEffect(() => {
-    const measure = () => set({ width: Math.floor(place.current.clientWidth), dark: query.matches });
+    const element = place.current;
+    const measure = () => set({ width: Math.floor(element.clientWidth), dark: query.matches });
     const observer = new ResizeObserver(measure);
-    observer.observe(place.current);
+    observer.observe(element);
     query.addEventListener("change", measure);
     return () => (observer.disconnect(), query.removeEventListener("change", measure));
   }, []);
