@@ -24,8 +24,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { text-align: left; padding: 0.25rem 0.9rem 0.25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.number, th.number { text-align: right; }
 .wide { overflow-x: auto; }
-code { background: #f4f4f4; padding: 0.1rem 0.3rem; }
-figure { margin: 1rem 0 2rem; }
+code { background: #f4f4f4; padding: 0.1rem 0.3rem; overflow-wrap: anywhere; }
+figure { margin: 1rem 0 2rem; overflow-x: auto; }
 figcaption { color: #555; }
 """
 
