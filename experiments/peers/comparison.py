@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from experiments.peers import exports
 from experiments.peers.environments import interpreter, run
 from transformer_jax.analysis.run import load_run
 from transformer_jax.analysis.translation import TranslationRun
+from transformer_jax.conversion.runs import export_run
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.pipeline import Pipeline
 from transformer_jax.data.tokenizers import train_tokenizers
@@ -26,7 +28,7 @@ Result = dict[str, Any]
 
 
 def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) -> Result:
-    """Target tokens/s of this project and of MarianMT: ours, theirs, ours, theirs …
+    """Target tokens/s of this project and of MarianMT in float32 and with autocast, in turns.
 
     Args:
       mapping: the config; its model is made Marian's: normalised after sublayers, with biases everywhere.
@@ -49,27 +51,39 @@ def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) ->
         f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n"
     )
     ours: list[Result] = []
-    marian: list[Result] = []
+    marian: list[list[Result]] = []
     for number in range(1, rounds + 1):
         command = ["train", f"--config={configured}", f"--seconds={seconds}", "--windows=1"]
         ours.append(_ours(command, folder))
-        target = folder / "marian.json"
-        script = [str(python), str(HERE / "marian_train.py"), *map(str, (batches, settings, seconds, target))]
-        run(script, folder / "marian.log")
-        marian.append(json.loads(target.read_text()))
-        rates = [_rate(ours[-1]), _rate(marian[-1])]
-        print(f"round {number}: {rates[0]:,.0f} and {rates[1]:,.0f} target tokens/s", flush=True)
-    ratios = [_rate(a) / _rate(b) for a, b in zip(ours, marian, strict=True)]
-    return {"batches": count, "seconds": seconds, "ours": ours, "marian": marian, "ratios": ratios}
+        marian.append([])
+        for precision in ("float32", "bfloat16"):
+            target = folder / "marian.json"
+            arguments = map(str, (batches, settings, precision, seconds, target))
+            run([str(python), str(HERE / "marian_train.py"), *arguments], folder / "marian.log")
+            marian[-1].append(json.loads(target.read_text()))
+        rates = [_rate(ours[-1]), *map(_rate, marian[-1])]
+        print(f"round {number}: {', '.join(f'{rate:,.0f}' for rate in rates)} target tokens/s", flush=True)
+    ratios = [_rate(a) / max(map(_rate, b)) for a, b in zip(ours, marian, strict=True)]
+    return {
+        "dtype": config.model.dtype,
+        "batches": count,
+        "seconds": seconds,
+        "ours": ours,
+        "marian": marian,
+        "ratios": ratios,
+    }
 
 
 def format_training(result: Result) -> str:
     """A line for each round, and the median of their ratios."""
-    lines = ["round   transformer_jax   MarianMT   ratio   (target tokens/s, without padding)"]
+    lines = [
+        "round   transformer_jax   MarianMT float32   autocast   ratio to the faster   (target tokens/s, no padding)"
+    ]
     rounds = zip(result["ours"], result["marian"], result["ratios"], strict=True)
-    for number, (ours, marian, ratio) in enumerate(rounds, 1):
-        lines.append(f"{number:5}   {_rate(ours):15,.0f}   {_rate(marian):8,.0f}   {ratio:5.2f}")
-    ours, marian = result["ours"][0], result["marian"][0]
+    for number, (ours, (full, cast), ratio) in enumerate(rounds, 1):
+        lines.append(f"{number:5}   {_rate(ours):15,.0f}   {_rate(full):16,.0f}   {_rate(cast):8,.0f}   {ratio:19.2f}")
+    ours, marian = result["ours"][0], result["marian"][0][0]
+    lines.append(f"model.dtype  {result['dtype']}")
     lines.append(f"median ratio {statistics.median(result['ratios']):.2f}")
     lines.append(f"parameters   {ours['parameters']:,} and {marian['parameters']:,}")
     lines.append(f"compiling    {ours['compile']['seconds']:.1f} s in the first round, not counted")
@@ -86,8 +100,11 @@ def compare_decoding(
     pythons = {peer: interpreter(folder, peer) for peer in ("ctranslate2", "joeynmt")}
     texts, references = (side[:lines] for side in load_dataset(opened.config.dataset).splits["test"].texts())
     sources = opened.tokenizers.source.encode(texts)
-    weights, request = folder / "weights.npz", folder / "request.json"
-    exports.write_arrays(weights, exports.flat_weights(opened.params, opened.model.config))
+    weights = {"joeynmt": folder / "weights.npz", "ctranslate2": folder / "ctranslate2-model"}
+    request = folder / "request.json"
+    exports.write_arrays(weights["joeynmt"], exports.flat_weights(opened.params, opened.model.config))
+    shutil.rmtree(weights["ctranslate2"], ignore_errors=True)
+    export_run(opened, weights["ctranslate2"], "ctranslate2")
     write_json(request, exports.decoding_request(opened, sources, forced_tokens, repeats))
     outputs = _own_outputs(opened, sources)
     own = ["decode", path, f"--checkpoint={checkpoint}", f"--repeats={repeats}"]
@@ -102,7 +119,7 @@ def compare_decoding(
             script = [
                 str(pythons[peer]),
                 str(HERE / f"{peer}_decode.py"),
-                *map(str, (weights, request, target)),
+                *map(str, (weights[peer], request, target)),
             ]
             run(script, folder / f"{peer}.log")
             record = json.loads(target.read_text())

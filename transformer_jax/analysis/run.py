@@ -192,6 +192,10 @@ class Run:
         """Readable names of the tokens of one row, for each of the `inputs`, without padding."""
         raise NotImplementedError
 
+    def read_pieces(self, name: str, inputs: Inputs) -> list[str]:
+        """Readable names of the tokens that embeddings of that name stand for, of the first row of `inputs`."""
+        raise NotImplementedError
+
     def token_names(self, tokens: Sequence[int]) -> list[str]:
         """Readable names of tokens that the model predicts."""
         raise NotImplementedError

@@ -12,7 +12,7 @@ from transformer_jax.analysis.capture import Inputs, unpadded
 from transformer_jax.analysis.run import Run, decoding_mesh
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.parallel_text import read_pairs
-from transformer_jax.data.tokenizers import EOS, Tokenizer, TokenizerPair, load_tokenizers
+from transformer_jax.data.tokenizers import BOS, EOS, Tokenizer, TokenizerPair, load_tokenizers
 from transformer_jax.decoding.batching import Hypothesis, pad_tokens
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.scoring import Scorer
@@ -71,6 +71,10 @@ class TranslationRun(Run):
     def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
         tokenizers = (self.tokenizers.source, self.tokenizers.target)
         return [tokenizer.pieces(unpadded(side[row])) for tokenizer, side in zip(tokenizers, inputs, strict=True)]
+
+    def read_pieces(self, name: str, inputs: Inputs) -> list[str]:
+        source, target = self.pieces(inputs)
+        return source if name == "source_embeddings" else [*self.token_names([BOS]), *target[:-1]]
 
     def token_names(self, tokens: Sequence[int]) -> list[str]:
         return self.tokenizers.target.pieces(tokens)

@@ -18,6 +18,9 @@ Axes = tuple[str | None, ...]
 Seeds = Array | None
 """Dropout seeds: uint32[B], one a row, or None for a deterministic pass."""
 
+UNLIKELY = -1e4
+"""The bias of a token that is never to be likely: its probability is zero, yet means over logits stay sensible."""
+
 
 def at_use(variables: Any, dtype: str) -> Any:
     """Parameters as a layer computes with them: what comes boxed is a part, cast before it is unboxed to the whole.
@@ -54,6 +57,39 @@ class Weights(nn.Module):
         return kernel, bias
 
 
+def product(x: Array, kernel: Array, dtype: str, num_axes: int = 1) -> Array:
+    """x[..., I] · kernel[I, O], over the last ``num_axes`` axes of x, of operands in ``dtype``; in the dtype of x."""
+    if x.dtype == dtype:
+        return jnp.tensordot(x, kernel.astype(dtype), num_axes)
+    return _rounded_product(x, kernel, dtype, num_axes)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _rounded_product(x: Array, kernel: Array, dtype: str, num_axes: int) -> Array:
+    """A product of float32 arrays whose operands are rounded to ``dtype``, sums in float32, forwards and backwards.
+
+    Differentiation would by itself multiply the float32 cotangent with a rounded operand, at the speed of float32.
+    """
+    return _rounded_product_forward(x, kernel, dtype, num_axes)[0]
+
+
+def _rounded_product_forward(x: Array, kernel: Array, dtype: str, num_axes: int) -> tuple[Array, tuple]:
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return jnp.tensordot(x, kernel, num_axes, preferred_element_type=jnp.float32), (x, kernel)
+
+
+def _rounded_product_backward(dtype: str, num_axes: int, residual: tuple, dy: Array) -> tuple[Array, Array]:
+    x, kernel = residual
+    dy = dy.astype(dtype)
+    rows, outputs = tuple(range(x.ndim - num_axes)), kernel.ndim - num_axes
+    of_y, of_kernel = tuple(range(len(rows), dy.ndim)), tuple(range(num_axes, num_axes + outputs))
+    dx = jnp.tensordot(dy, kernel, (of_y, of_kernel), preferred_element_type=jnp.float32)
+    return dx, jnp.tensordot(x, dy, (rows, rows), preferred_element_type=jnp.float32)
+
+
+_rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
+
+
 class Embedding(nn.Module):
     """A table float32[V, D], drawn from N(0, 1/D) so that scaled look-ups and tied logits are of order one."""
 
@@ -67,6 +103,33 @@ class Embedding(nn.Module):
         shape = (self.vocab_size, self.features)
         table: Any = self.param("embedding", nn.with_logical_partitioning(init, self.axes), shape)
         return table
+
+
+class OutputBias(nn.Module):
+    """A bias float32[V] on logits."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+        bias: Any = self.param("bias", init, (self.vocab_size,))
+        return bias
+
+
+def widened(hidden: Array, table: Array) -> Array:
+    """hidden[..., D] with a last feature of ones where table[V, D + 1] has a bias as its last column."""
+    missing = table.shape[-1] - hidden.shape[-1]
+    return jnp.pad(hidden, ((0, 0),) * (hidden.ndim - 1) + ((0, missing),), constant_values=1) if missing else hidden
+
+
+def linear_logits(hidden: Array, table: Array, dtype: str) -> Array:
+    """Logits float32[B, T, V] of hidden[B, T, D] by table[V, D], or by table[V, D + 1] with its bias; ``dtype`` is
+    that of the product."""
+    D = hidden.shape[-1]
+    kernel = table[:, :D].astype(dtype)
+    logits = jnp.einsum("btd,vd->btv", hidden.astype(dtype), kernel, preferred_element_type=jnp.float32)
+    return logits if table.shape[-1] == D else logits + table[:, D]
 
 
 class Norm(nn.Module):
