@@ -20,6 +20,7 @@ from transformer_jax.data.text_tokenizers import TextTokenizer, load_text_tokeni
 from transformer_jax.decoding.batching import Hypothesis, pad_tokens
 from transformer_jax.decoding.generation import GenerationConfig, Generator
 from transformer_jax.decoding.scoring import ContinuationScorer
+from transformer_jax.decoding.tracing import Trace
 from transformer_jax.errors import UserError
 from transformer_jax.families.language_model import LanguageModelRunConfig, model_config
 from transformer_jax.models.language_model import IncrementalLanguageModel, LanguageModel
@@ -73,6 +74,10 @@ class LanguageModelRun(Run):
 
     def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
         return self.generator(**overrides).generate(self.params, self.tokenizer.encode(list(lines)))
+
+    def trace(self, line: str, **overrides: Any) -> Trace:
+        (prompt,) = self.tokenizer.encode([line])
+        return self.generator(**overrides).trace(self.params, prompt)
 
     def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:
         (prompt,) = self.tokenizer.encode([line])

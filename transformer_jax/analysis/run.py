@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from transformer_jax.analysis.averaging import mean
 from transformer_jax.analysis.capture import CapturedHypothesis, Inputs, alone, capture, matching, points
 from transformer_jax.decoding.batching import Hypothesis
+from transformer_jax.decoding.tracing import Trace
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import RunConfig, parse_config
 from transformer_jax.families.registry import find_family
@@ -206,6 +207,10 @@ class Run:
 
     def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
         """The n best outputs for each line, as tokens; the run's decoding settings, changed by keyword."""
+        raise NotImplementedError
+
+    def trace(self, line: str, **overrides: Any) -> Trace:
+        """A beam search for one line, watched; settings as for `search`."""
         raise NotImplementedError
 
     def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:

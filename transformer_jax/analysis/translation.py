@@ -16,6 +16,7 @@ from transformer_jax.data.tokenizers import BOS, EOS, Tokenizer, TokenizerPair, 
 from transformer_jax.decoding.batching import Hypothesis, pad_tokens
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.scoring import Scorer
+from transformer_jax.decoding.tracing import Trace, trace
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.errors import UserError
 from transformer_jax.families.translation import TranslationConfig, make_model
@@ -87,6 +88,10 @@ class TranslationRun(Run):
     def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
         translator = self.translator(**overrides) if overrides else self._translator
         return translator.decoder.decode(self.params, self.tokenizers.source.encode(list(lines)))
+
+    def trace(self, line: str, **overrides: Any) -> Trace:
+        decoder, (source,) = self.translator(**overrides).decoder, self.tokenizers.source.encode([line])
+        return trace(decoder.search, self.params, source, decoder.config)
 
     def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:
         return _ended(self.tokenizers.source.encode([line]) * len(outputs), outputs)

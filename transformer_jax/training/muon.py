@@ -49,14 +49,16 @@ def scale_by_muon(decay: float) -> optax.GradientTransformationExtraArgs:
     """Nesterov momentum, orthogonalised, at 0.2·√max(m, n): updates as large as Adam's, so that one learning rate
     serves both (Liu et al. 2025, eq. 4).
 
-    ``update`` takes the mesh, over whose data and fsdp axes matrices of one shape are dealt out; without, each device
-    does them all.
+    ``update`` takes the mesh, over whose data and fsdp axes matrices of one shape are dealt out (without, each device
+    does them all), and keeps the momentum where ``good`` is False.
     """
 
-    def update(updates: Any, state: MuonState, params: Any = None, *, mesh: Mesh | None = None, **_: Any) -> Any:
+    def update(
+        updates: Any, state: MuonState, params: Any = None, *, mesh: Mesh | None = None, good: Any = True, **_: Any
+    ) -> Any:
         del params
-        momentum = jax.tree.map(lambda m, g: decay * m + g, state.momentum, updates)
-        ahead = jax.tree.map(lambda m, g: decay * m + g, momentum, updates)
+        momentum = jax.tree.map(lambda m, g: jnp.where(good, decay * m + g, m), state.momentum, updates)
+        ahead = jax.tree.map(lambda m, g: jnp.where(good, decay * m + g, 0.0), momentum, updates)
         paths, structure = jax.tree_util.tree_flatten_with_path(ahead)
         kernels = [_as_matrices(path, leaf) for path, leaf in paths]
         scaled: list[Any] = [None] * len(kernels)

@@ -107,7 +107,12 @@ def gradient_importance(run: Run, *texts: Sequence[str]) -> HeadImportance:
 
     Args: texts: as for `Run.capture`.
     """
-    paths, inputs = attentions(run), run.inputs(*texts)
+    return gradient_importance_on(run, run.inputs(*texts))
+
+
+def gradient_importance_on(run: Run, inputs: Inputs) -> HeadImportance:
+    """As `gradient_importance`, of tokens as the model is called with them."""
+    paths = attentions(run)
     heads = [run.points[f"{path}/heads"].shape[1] for path in paths]
     total, count = [np.zeros(n) for n in heads], 0
     for members, padded in batches(run, inputs):

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from matplotlib.figure import Figure
 
+from transformer_jax.analysis.capture import Inputs
 from transformer_jax.analysis.interpret.attention import stacked
 from transformer_jax.analysis.run import Run
 from transformer_jax.models.taps import Network
@@ -62,7 +63,11 @@ def logit_lens(run: Run, *texts: str, k: int = 5) -> LogitLens:
 
     Args: k: how many of the likeliest tokens to keep.
     """
-    inputs = run.inputs(*([text] for text in texts))
+    return logit_lens_on(run, run.inputs(*([text] for text in texts)), k)
+
+
+def logit_lens_on(run: Run, inputs: Inputs, k: int) -> LogitLens:
+    """As `logit_lens`, of tokens int32[1, …] as the model is called with them."""
     stack = run.model.last_stack
     found = run.capture_inputs(inputs, [f"{stack}/layer_0/residual_before", f"{stack}/layer_*/residual_after"])
     before = found[f"{stack}/layer_0/residual_before"]
