@@ -16,7 +16,8 @@ from pathlib import Path
 
 from transformer_jax.host import prepare_cpu
 
-WORKDIR, OVERRIDES, PAIRS = Path("runs/phrases"), [], 2000  # the test of this tutorial sets smaller ones
+WORKDIR, PAIRS = Path("runs/phrases"), 2000
+OVERRIDES: list[str] = []  # of the config, such as "training.total_steps=600"
 
 if "ipykernel" not in sys.modules:
     prepare_cpu()  # restarts the program once with what makes a CPU fast; a notebook does without
@@ -105,8 +106,8 @@ def show_broken(translations: list[str], examples: int = 5) -> None:
 
 has_number = np.asarray([is_number(text) for text in pairs.targets])
 for name, chosen in (("with numbers in digits", has_number), ("without", ~has_number)):
-    shares = " -> ".join(f"{right(lines)[chosen].mean():.1%}" for lines in (before, after))
-    print(f"{chosen.sum():5} phrases {name}: exactly right {shares}")
+    change = " -> ".join(f"{right(lines)[chosen].mean():.1%}" for lines in (before, after))
+    print(f"{chosen.sum():5} phrases {name}: exactly right {change}")
 show_broken(after)
 
 # %% [markdown]
@@ -119,8 +120,8 @@ Head = tuple[int, int]
 
 
 def translations_without(gone: list[Head]) -> list[str]:
-    heads = [(f"decoder/layer_{layer}/cross_attention", head) for layer, head in gone]
-    return without_heads(run, heads).translate(pairs.sources)
+    paths = [(f"decoder/layer_{layer}/cross_attention", head) for layer, head in gone]
+    return without_heads(run, paths).translate(pairs.sources)
 
 
 def shares(translations: list[str]) -> str:
