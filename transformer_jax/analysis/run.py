@@ -194,7 +194,8 @@ class Run:
 
     def read_pieces(self, name: str, inputs: Inputs) -> list[str]:
         """Readable names of the tokens that embeddings of that name stand for, of the first row of `inputs`."""
-        raise NotImplementedError
+        side, _ = self.sides(name)
+        return self.pieces(inputs)[side or 0]
 
     def token_names(self, tokens: Sequence[int]) -> list[str]:
         """Readable names of tokens that the model predicts."""
