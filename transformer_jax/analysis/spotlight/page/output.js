@@ -1,6 +1,6 @@
 // What else the model might have said: the n best outputs, the beam step by step, the likeliest tokens at a position.
 
-const probability = (logProb) => Math.exp(logProb);
+const probability = (logProb) => (logProb === null ? 0 : Math.exp(logProb));
 
 function Output({ example, positions, setPosition }) {
   const { hypotheses, beams, candidates } = example;
@@ -31,7 +31,7 @@ function Likeliest({ example, candidates, positions, setPosition }) {
       <thead><tr><th scope="col">Token</th><th scope="col">Probability</th><th scope="col" class="number">log P</th></tr></thead>
       <tbody>${candidates.tokens[index].map((token, i) => html`<${Candidate} key=${i} token=${token} logProb=${candidates.log_probs[index][i]}
           taken=${token === taken} />`)}
-        ${!candidates.tokens[index].includes(taken) && html`<${Candidate} token=${taken} taken logProb=${candidates.taken_log_probs[index]} />`}
+        ${candidates.taken_log_probs[index] !== null && !candidates.tokens[index].includes(taken) && html`<${Candidate} token=${taken} taken logProb=${candidates.taken_log_probs[index]} />`}
       </tbody>
     </table></div>`;
 }
