@@ -5,7 +5,7 @@ large blue square". It determines the scene but for places and exact sizes. Some
 never meet in training: the split "unseen" is of scenes that have one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -131,8 +131,10 @@ def generate(split: str, count: int) -> Iterator[Example]:
 def draw_scene(rng: np.random.Generator) -> Scene:
     """Two of five scenes have one group of up to three shapes, the others two groups of up to three together."""
 
+    kinds: tuple[Collection[str], ...] = (SIZES, COLOURS, SHAPES)
+
     def group(number: int) -> Group:
-        size, colour, shape = (names[int(rng.random() * len(names))] for names in map(list, (SIZES, COLOURS, SHAPES)))
+        size, colour, shape = (list(names)[int(rng.random() * len(names))] for names in kinds)
         return Group(number, size, colour, shape)
 
     if rng.random() < 0.4:

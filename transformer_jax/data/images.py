@@ -34,9 +34,7 @@ class ImageDatasetConfig:
 
     def __post_init__(self) -> None:
         if self.name == "captioned_shapes" and self.path:
-            raise UserError(
-                f'dataset.path is {self.path!r}, but captioned_shapes reads no files: set dataset.path=""'
-            )
+            raise UserError(f'dataset.path is {self.path!r}, but captioned_shapes reads no files: set dataset.path=""')
 
     @property
     def channels(self) -> int:

@@ -53,7 +53,7 @@ def open_mnist(path: str) -> Mnist:
     for file in files["t10k"]:
         if not file.is_file():
             raise UserError(
-                f"dataset.path is {path!r}, which lacks {file.name}: give the folder that has it, or dataset.path=\"\" "
+                f'dataset.path is {path!r}, which lacks {file.name}: give the folder that has it, or dataset.path="" '
                 "to download it"
             )
     return Mnist(

@@ -4,7 +4,7 @@ Connected patches that differ from the background are shapes; the colour is that
 those of the drawn shape that covers the patch best.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -134,7 +134,7 @@ def _right_number(group: Group, members: Sequence[Seen]) -> bool:
     return len(members) == group.number
 
 
-def _right(name: str):  # type: ignore[no-untyped-def]
+def _right(name: str) -> Callable[[Group, Sequence[Seen]], bool]:
     return lambda group, members: bool(members) and all(getattr(m, name) == getattr(group, name) for m in members)
 
 
@@ -144,7 +144,7 @@ def _relation(first: Sequence[Seen], second: Sequence[Seen]) -> str:
     return max(RELATIONS, key=lambda name: float(np.dot(RELATIONS[name], (x, y))))
 
 
-def shape_scores(images: Sequence[np.ndarray], captions: Sequence[str]) -> dict[str, float]:
+def shape_scores(images: Iterable[np.ndarray], captions: Sequence[str]) -> dict[str, float]:
     """Shares of what captions ask for that images show: "attributes" of all kinds together, each kind by its name, and
     "scenes" in which everything is right.
 
