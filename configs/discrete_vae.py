@@ -24,8 +24,9 @@ def base() -> ConfigDict:
     config.model = ConfigDict()
     config.model.vocab_size = 512
     config.model.code_width = 64
-    config.model.width = 32
-    config.model.halvings = 2
+    config.model.patch_size = 2
+    config.model.width = 48
+    config.model.halvings = 1
     config.model.num_blocks = 1
 
     config.task = ConfigDict()

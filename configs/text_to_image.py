@@ -34,7 +34,7 @@ def base() -> ConfigDict:
 
     config.model = default.blocks()
     config.model.num_layers = 6
-    config.model.text_length = 16
+    config.model.text_length = 12
     config.model.image_attention = "sparse"
     config.model.kernel = 5
     config.model.d_model = 128

@@ -11,7 +11,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.models.discrete_vae import DiscreteVae, DiscreteVaeConfig, divergence, logit_laplace
 from transformer_jax.models.layers import row_seeds, uniform
 
-SIZES = dict(image_size=8, channels=3, vocab_size=5, code_width=6, width=4, halvings=2, num_blocks=1)
+SIZES = dict(image_size=8, channels=3, vocab_size=5, code_width=6, patch_size=2, width=4, halvings=1, num_blocks=1)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_what_the_pixels_say_reaches_the_encoder(model_and_params, images):
 
 def test_impossible_sizes_say_what_would_do():
     for changes, message in (
-        ({"halvings": 4}, "8 pixels cannot be halved"),
+        ({"halvings": 3}, "8 pixels are no multiple of 16"),
         ({"width": 6}, "multiple of 4"),
         ({"vocab_size": 1}, "vocab_size is 1"),
     ):

@@ -17,8 +17,8 @@ from transformer_jax.models.transformer import need
 
 EPSILON = 0.1
 """Pixel values lie in [ε, 1-ε], where their logits are finite (appendix A.3)."""
-LEAST_LOG_SCALE = math.log(0.02)
-"""Half a grey level in logits: a background of one colour would else be infinitely likely."""
+LEAST_LOG_SCALE = math.log(0.1)
+"""A few grey levels: drawn images have surfaces of one colour, which would else be infinitely likely."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,9 @@ class DiscreteVaeConfig:
       channels: C.
       vocab_size: V.
       code_width: length of a code's embedding, which the decoder is given.
-      width: features at full resolution; each halving of the resolution doubles them.
-      halvings: how often the resolution is halved, so that G = P / 2^halvings.
+      patch_size: the first convolution is of whole patches of so many pixels a side, the last one makes them.
+      width: features at the resolution of patches; each halving of the resolution doubles them.
+      halvings: how often it is halved, so that G = P / (patch_size · 2^halvings).
       num_blocks: residual blocks at each resolution.
     """
 
@@ -39,23 +40,26 @@ class DiscreteVaeConfig:
     channels: int
     vocab_size: int
     code_width: int
+    patch_size: int
     width: int
     halvings: int
     num_blocks: int
 
     def __post_init__(self) -> None:
-        for name, least in (("vocab_size", 2), ("code_width", 1), ("width", 4), ("halvings", 1), ("num_blocks", 1)):
-            need(getattr(self, name) >= least, f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        least = {"vocab_size": 2, "code_width": 1, "patch_size": 1, "width": 4, "halvings": 0, "num_blocks": 1}
+        for name, value in least.items():
+            need(getattr(self, name) >= value, f"{name} is {getattr(self, name)}; it must be at least {value}.")
         need(self.width % 4 == 0, f"width is {self.width}; it must be a multiple of 4.")
         need(
-            self.image_size % 2**self.halvings == 0,
-            f"halvings is {self.halvings}, but {self.image_size} pixels cannot be halved so often.",
+            self.image_size % (self.patch_size * 2**self.halvings) == 0,
+            f"patch_size is {self.patch_size} and halvings is {self.halvings}, but {self.image_size} pixels are no "
+            f"multiple of {self.patch_size * 2**self.halvings}.",
         )
 
     @property
     def grid(self) -> int:
         """G."""
-        return self.image_size // 2**self.halvings
+        return self.image_size // (self.patch_size * 2**self.halvings)
 
 
 class Convolution(nn.Module):
@@ -111,17 +115,19 @@ class DiscreteVae(nn.Module):
         depth = (c.halvings + 1) * c.num_blocks
         stages = range(c.halvings + 1)
         blocks = lambda stage: [Block(c.width * 2**stage, 1 / depth**0.5) for _ in range(c.num_blocks)]
-        self.encoder_input = Convolution(c.width, 5)
+        self.encoder_input = Convolution(c.width, 3)
         self.encoder_blocks = [blocks(stage) for stage in stages]
         self.encoder_output = Convolution(c.vocab_size, 1, (None, None, "embed", "vocab"))
         self.codebook = Embedding(c.vocab_size, c.code_width)
         self.decoder_input = Convolution(c.width * 2**c.halvings, 1)
         self.decoder_blocks = [blocks(stage) for stage in reversed(stages)]
-        self.decoder_output = Convolution(2 * c.channels, 1, (None, None, "embed", None))
+        self.decoder_output = Convolution(2 * c.channels * c.patch_size**2, 1, (None, None, "embed", None))
 
     def logits(self, images: Array) -> Array:
         """uint8[B, P, P, C] -> float32[B, G, G, V]."""
-        x = self.encoder_input(images.astype(jnp.float32) / 127.5 - 1.0)
+        c, side = self.config, self.config.image_size // self.config.patch_size
+        patches = images.reshape(-1, side, c.patch_size, side, c.patch_size, c.channels).swapaxes(2, 3)
+        x = self.encoder_input(patches.reshape(-1, side, side, c.patch_size**2 * c.channels) / 127.5 - 1.0)
         for stage, blocks in enumerate(self.encoder_blocks):
             if stage:
                 x = nn.max_pool(x, (2, 2), (2, 2))
@@ -137,7 +143,10 @@ class DiscreteVae(nn.Module):
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
             for block in blocks:
                 x = block(x)
-        location, log_scale = jnp.split(self.decoder_output(nn.relu(x)), 2, axis=-1)
+        c, side = self.config, self.config.image_size // self.config.patch_size
+        patches = self.decoder_output(nn.relu(x)).reshape(-1, side, side, c.patch_size, c.patch_size, 2 * c.channels)
+        pixels = patches.swapaxes(2, 3).reshape(-1, c.image_size, c.image_size, 2 * c.channels)
+        location, log_scale = jnp.split(pixels, 2, axis=-1)
         return location, jnp.maximum(log_scale, LEAST_LOG_SCALE)
 
     def __call__(self, images: Array, seeds: Array | None = None, temperature: Array | float = 1.0) -> Relaxed:
