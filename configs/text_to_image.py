@@ -33,6 +33,7 @@ def base() -> ConfigDict:
     config.batching.rows = 64
 
     config.model = default.blocks()
+    del config.model.max_length  # which text and image make up
     config.model.num_layers = 6
     config.model.text_length = 12
     config.model.image_attention = "sparse"

@@ -9,7 +9,6 @@ from flax import linen as nn
 from transformer_jax.decoding.guidance import Guided
 from transformer_jax.errors import UserError
 from transformer_jax.models.text_to_image import (
-    SPECIAL,
     IncrementalTextToImage,
     TextToImage,
     TextToImageConfig,
@@ -26,8 +25,7 @@ def make_config(**changes):
 
 def make_model(**changes):
     model = TextToImage(make_config(**changes))
-    text, codes = jnp.zeros((1, 3), jnp.int32), jnp.zeros((1, 9), jnp.int32)
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), text, codes)["params"])
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 13), jnp.int32))["params"])
     noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
     return model, jax.tree.map(noise, params)
 
@@ -53,97 +51,106 @@ def test_layers_take_turns_as_in_the_paper():
     assert make_config(num_layers=8).kinds == ("row", "column", "row", "row", "row", "column", "row", "convolution")
     assert make_config(num_layers=2, image_attention="full").kinds == ("full", "full")
     masks = attention_masks(make_config())
-    assert masks.shape == (3, 12, 12)
+    assert masks.shape == (3, 13, 13)
     assert masks[:, 4:, :4].all()  # images see the whole text
     assert not np.triu(masks, 1).any()
     assert (masks[0] != masks[1]).any()
 
 
+def sequence(text=(1, 2, 3), codes=(0, 1, 2, 3, 4, 5, 0, 1, 2)):
+    """Start, text and image: code v is the token 8 + 3 + v."""
+    return jnp.array([[3, *text, *(11 + code for code in codes)]])
+
+
 def test_nothing_depends_on_what_comes_later(model_and_params):
     model, params = model_and_params
-    text, codes = jnp.array([[1, 2, 3]]), jnp.array([[0, 1, 2, 3, 4, 5, 0, 1, 2]])
-    whole = model.apply({"params": params}, text, codes)
-    for place in (0, 4, 8):
-        changed = codes.at[0, place].set((codes[0, place] + 1) % 6)
-        other = model.apply({"params": params}, text, changed)
-        np.testing.assert_array_equal(whole[0], other[0])
-        np.testing.assert_array_equal(whole[1][:, : place + 1], other[1][:, : place + 1])
-        if place < 8:
-            assert (whole[1][:, place + 1] != other[1][:, place + 1]).any()
-    other = model.apply({"params": params}, text.at[0, 2].set(5), codes)
-    np.testing.assert_array_equal(whole[0], other[0])
-    assert (whole[1] != other[1]).any(axis=-1).all()
+    apply = jax.jit(lambda inputs: model.apply({"params": params}, inputs))
+    inputs = sequence()
+    whole = apply(inputs)
+    for place in (1, 3, 4, 8, 12):
+        other = apply(inputs.at[0, place].set(5 if place < 4 else 11 + (inputs[0, place] - 10) % 6))
+        np.testing.assert_array_equal(whole[:, :place], other[:, :place])
+        if place < 12:
+            assert (whole[:, place] != other[:, place]).any()
+    begun = jax.jit(lambda inputs: model.apply({"params": params}, inputs))(inputs[:, :7])
+    np.testing.assert_allclose(begun, whole[:, :7], atol=1e-5)
+
+
+def test_text_is_followed_by_an_image_and_that_by_the_end(model_and_params):
+    model, params = model_and_params
+    likely = np.asarray(model.apply({"params": params}, sequence())[0]) > -1e8
+    tokens = np.arange(17)
+    for position, row in enumerate(likely):
+        expected = tokens < 11 if position < 3 else tokens >= 11 if position < 12 else tokens == 1
+        np.testing.assert_array_equal(row, expected)
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"norm_placement": "post", "image_attention": "full"}, {"num_kv_heads": 1, "scan_layers": True}]
 )
 def test_cached_decoding_equals_the_whole_pass(changes):
-    """Two beams of two captions that swap places on the way."""
+    """Two beams of two captions; half way one row's beams swap places, the other's second takes over."""
     model, params = make_model(**changes)
     decoder = IncrementalTextToImage(model)
-    text = jnp.array([[1, 2, 3], [4, 9, 10]])
-    source = jnp.concatenate([text, jnp.ones((2, 1), jnp.int32)], axis=1)  # as decoding ends it
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 6, (2, 2, 9))
+    text = np.array([[3, 1, 2, 3], [3, 4, 9, 10]])
+    source = jnp.asarray(np.pad(text, ((0, 0), (0, 1)), constant_values=1))  # as decoding ends it
+    written = np.random.default_rng(0).integers(11, 17, (2, 2, 9))
     histories = np.zeros((2, 2, 0), int)
     cache = jax.jit(lambda p, s: decoder.start(p, s, 2, 10))(params, source)
     step = jax.jit(decoder.step)
     found, tokens = [], jnp.full((2, 2), 3)
     for i in range(9):
         logits, cache = step(params, cache, tokens)
-        assert (logits[..., :SPECIAL] < -1e8).all()
-        found.append(logits[..., SPECIAL:])
+        found.append(logits)
         if i == 4:
-            parents = jnp.array([[1, 0], [1, 1]])
-            cache = decoder.reorder(cache, parents)
-            histories = np.take_along_axis(histories, np.asarray(parents)[:, :, None], axis=1)
-        histories = np.concatenate([histories, codes[:, :, i : i + 1]], axis=2)
-        tokens = jnp.asarray(codes[:, :, i]) + SPECIAL
+            parents = np.array([[1, 0], [1, 1]])
+            cache = decoder.reorder(cache, jnp.asarray(parents))
+            histories = np.take_along_axis(histories, parents[:, :, None], axis=1)
+        histories = np.concatenate([histories, written[:, :, i : i + 1]], axis=2)
+        tokens = jnp.asarray(written[:, :, i])
     logits, _ = step(params, cache, tokens)
     assert jnp.argmax(logits, axis=-1).tolist() == [[1, 1], [1, 1]]  # the image is complete
+    whole = jax.jit(lambda rows: model.apply({"params": params}, rows))
     for beam in range(2):
-        whole = model.apply({"params": params}, text, jnp.asarray(histories[:, beam]))[1]
-        for i in range(5, 9):  # since they swapped places
-            np.testing.assert_allclose(found[i][:, beam], whole[:, i], atol=2e-5)
-    np.testing.assert_allclose(found[0][:, 0], model.apply({"params": params}, text, codes[:, 0])[1][:, 0], atol=2e-5)
+        expected = whole(np.concatenate([text, histories[:, beam]], axis=1))[:, 3:]
+        for i in (0, *range(5, 9)):  # before any choice, and since they swapped places
+            np.testing.assert_allclose(found[i][:, beam], expected[:, i], atol=2e-5)
 
 
 def test_log_probs_are_those_of_the_logits(model_and_params):
     model, params = model_and_params
-    text, codes = jnp.array([[1, 2, 3]]), jnp.array([[0, 1, 2, 3, 4, 5, 0, 1, 2]])
-    logits = model.apply({"params": params}, text, codes)[1]
-    expected = sum(jax.nn.log_softmax(logits)[0, i, code] for i, code in enumerate(codes[0].tolist()))
-    found = model.apply({"params": params}, text, codes, method="log_probs")
+    inputs = sequence()
+    log_probs = jax.nn.log_softmax(model.apply({"params": params}, inputs)[0])
+    expected = sum(log_probs[3 + i, token] for i, token in enumerate(inputs[0, 4:].tolist()))
+    found = model.apply({"params": params}, inputs[:, 1:], method="log_probs")
     np.testing.assert_allclose(found, [expected], rtol=1e-5)
 
 
 def test_guidance_is_a_step_away_from_no_caption(model_and_params):
     model, params = model_and_params
     decoder = IncrementalTextToImage(model)
-    nothing = tuple(map(int, model.config.no_caption))
-    assert nothing == (8, 9, 10)
-    source, tokens = jnp.array([[1, 2, 3, 1]]), jnp.full((1, 1), 3)
+    nothing = (3, *map(int, model.config.no_caption))
+    assert nothing == (3, 8, 9, 10)
+    source, tokens = jnp.array([[3, 1, 2, 3, 1]]), jnp.full((1, 1), 12)
     logits = {}
     for name, search, given in (
         ("asked", decoder, source),
         ("unasked", decoder, jnp.array([[*nothing, 1]])),
         ("guided", Guided(decoder, 3.0, nothing), source),
-        ("plain", Guided(decoder, 1.0, nothing), source),
     ):
-        cache = search.start(params, given, 1, 10)
-        _, cache = search.step(params, cache, tokens)
-        logits[name], _ = search.step(params, cache, tokens + 2)
+        step = jax.jit(search.step)
+        cache = jax.jit(lambda p, s, search=search: search.start(p, s, 1, 10))(params, given)
+        _, cache = step(params, cache, tokens)
+        logits[name] = step(params, cache, tokens)[0][..., 11:]
     expected = logits["unasked"] + 3 * (logits["asked"] - logits["unasked"])
-    np.testing.assert_allclose(logits["guided"][..., SPECIAL:], expected[..., SPECIAL:], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(logits["plain"], logits["asked"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits["guided"], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_impossible_configs_say_what_would_do():
     for changes, message in (
         ({"positions": "rotary"}, "positions is 'rotary'.*'learned'"),
         ({"kernel": 4}, "kernel is 4; it must be odd"),
-        ({"max_length": 11}, "12 tokens, max_length is 11"),
+        ({"text_length": 0}, "text_length is 0"),
     ):
         with pytest.raises(UserError, match=message):
             make_config(**changes)

@@ -32,11 +32,11 @@ class DiscreteVaeRun(Run):
         """The chosen checkpoint as text-to-image runs keep it."""
         return ImageTokenizer(self.model.config, self.params)
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
+    def encode_images(self, images: np.ndarray) -> np.ndarray:
         """Images uint8[n, P, P, C] to tokens int32[n, G²] in raster order."""
         return self.image_tokenizer.encode(images)
 
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
+    def decode_images(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens int32[n, G²] to images uint8[n, P, P, C]."""
         return self.image_tokenizer.decode(tokens)
 

@@ -1,6 +1,5 @@
 """An image classifier's run, opened for use: classes of images, and how many are right."""
 
-import dataclasses
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformer_jax.families.image_classification import (
     example_arrays,
     model_config,
 )
+from transformer_jax.models.transformer import plain
 from transformer_jax.models.vision import VisionTransformer
 from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.training.evaluators import split_sums
@@ -31,7 +31,7 @@ class ImageClassificationRun(Run):
     @cached_property
     def model(self) -> VisionTransformer:
         """The unrolled model, whichever way it was trained; `params` fits it."""
-        return VisionTransformer(dataclasses.replace(model_config(self.config), scan_layers=False, remat="none"))
+        return VisionTransformer(plain(model_config(self.config)))
 
     def classify(self, images: np.ndarray) -> np.ndarray:
         """Natural log-probabilities of the classes float32[n, num_classes] of images uint8[n, P, P, C]."""

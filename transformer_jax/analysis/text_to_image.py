@@ -6,21 +6,23 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
 
+from transformer_jax.analysis.capture import Inputs
 from transformer_jax.analysis.run import Run, decoding_mesh
 from transformer_jax.analysis.scores import begin_record, finish_record, format_scores
 from transformer_jax.data.captions import caption_rows
 from transformer_jax.data.images import array_batches, load_images
 from transformer_jax.data.text_tokenizers import TextTokenizer, load_text_tokenizer
-from transformer_jax.decoding.images import ImageDecodingConfig, ImageGenerator
+from transformer_jax.decoding.batching import Hypothesis
+from transformer_jax.decoding.images import ImageDecodingConfig, ImageGenerator, log_probs
 from transformer_jax.errors import UserError
 from transformer_jax.families.image_judges import make_judge
 from transformer_jax.families.image_tokenizer import ImageTokenizer
 from transformer_jax.families.text_to_image import TextToImageRunConfig, model_config, token_rows
 from transformer_jax.models.text_to_image import TextToImage
-from transformer_jax.sharding import MeshConfig, make_mesh, map_rows
+from transformer_jax.models.transformer import BOS_ID, plain
+from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.training.evaluators import split_sums
 from transformer_jax.training.step import make_evaluation_step
 from transformer_jax.training.text_to_image import TextToImageTask
@@ -43,7 +45,7 @@ class TextToImageRun(Run):
     def model(self) -> TextToImage:
         """The unrolled model, whichever way it was trained; `params` fits it."""
         config = model_config(self.config, self.tokenizer.vocab_size, self.image_tokenizer.config)
-        return TextToImage(dataclasses.replace(config, scan_layers=False, remat="none"))
+        return TextToImage(plain(config))
 
     def generator(self, **overrides: Any) -> ImageGenerator:
         """With the run's decoding settings, changed by keyword: ``guidance=2.0``, ``candidates=8`` …
@@ -74,18 +76,53 @@ class TextToImageRun(Run):
 
     def generate_scored(self, captions: Sequence[str], **overrides: Any) -> tuple[np.ndarray, np.ndarray]:
         """As `generate`, and float64[n, n_best], what they were ordered by."""
-        found = self.generator(**overrides).generate(self.params, self.text(captions))
-        images = self.image_tokenizer.decode(np.stack([c.codes for best in found for c in best]))
-        scores = np.array([[candidate.score for candidate in best] for best in found])
+        found = self.search(captions, **overrides)
+        images = self.decode_images([hypothesis.tokens for best in found for hypothesis in best])
+        scores = np.array([[hypothesis.score for hypothesis in best] for best in found])
         return images.reshape(*scores.shape, *images.shape[1:]), scores
+
+    def decode_images(self, outputs: Sequence[list[int]]) -> np.ndarray:
+        """Images uint8[n, P, P, C] of N tokens each, as `search` gives them."""
+        return self.image_tokenizer.decode(np.array(outputs, np.int32) - self.model.config.first_code)
 
     def score(self, captions: Sequence[str], images: np.ndarray) -> np.ndarray:
         """Natural log-probability float32[n] of each image uint8[n, P, P, C], as tokens, given its caption."""
-        return map_rows(self._log_probs, self.params, self.text(captions), self.image_tokenizer.encode(images))
+        return log_probs(self.model, self.params, self.text(captions), self._codes(images))
 
-    @cached_property
-    def _log_probs(self) -> Any:
-        return jax.jit(lambda params, *rows: self.model.apply({"params": params}, *rows, method="log_probs"))
+    def _codes(self, images: np.ndarray) -> np.ndarray:
+        return self.model.config.first_code + self.image_tokenizer.encode(np.asarray(images))
+
+    def inputs(self, *texts: Any) -> Inputs:
+        """Captions, or captions and their images uint8[n, P, P, C]: start, text, and image tokens as one row each."""
+        captions, *images = texts
+        rows = np.pad(self.text(captions), ((0, 0), (1, 0)), constant_values=BOS_ID)
+        return (np.concatenate([rows, *map(self._codes, images)], axis=1),)
+
+    def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
+        return [self.token_names(inputs[0][row].tolist())]
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        """Pieces of text, "<pad>", and the numbers of image codes."""
+        c = self.model.config
+        name = lambda token: self.tokenizer.pieces([token])[0] if token < c.text_vocab_size else "<pad>"
+        return [name(token) if token < c.first_code else f"#{token - c.first_code}" for token in tokens]
+
+    def predicted(self, inputs: Inputs) -> np.ndarray:
+        return np.pad(inputs[0][:, 1:], ((0, 0), (0, 1)))
+
+    def sides(self, name: str) -> tuple[int | None, int | None]:
+        return 0, 0 if name.endswith("/weights") else None
+
+    def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
+        return self.generator(**overrides).generate(self.params, self.text(lines))
+
+    def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:
+        (rows,) = self.inputs([line] * len(outputs))
+        return (np.concatenate([rows, np.array(outputs, np.int32)], axis=1),)
+
+    def decode(self, outputs: Sequence[list[int]]) -> list[str]:
+        """Images have no text: the numbers of their codes; `decode_images` gives the images."""
+        return [" ".join(self.token_names(output)) for output in outputs]
 
     def evaluate(self, split: str, files: str | None, **settings: Any) -> tuple[dict[str, Any], str]:
         """As `Run.evaluate`: losses, and what the images show that are generated for each caption of the split.
@@ -100,7 +137,7 @@ class TextToImageRun(Run):
         data = {"split": split, "dataset": dataset.name, "images": len(captions), "sha256": dataset.digest}
         name, record = begin_record(self, data, {"decoding": asdict(generator.config)})
         task, mesh = TextToImageTask(self.model, config.task), make_mesh(MeshConfig(-1, 1, 1))
-        tokens = token_rows(dataset, split, self.tokenizer, self.image_tokenizer, self.model.config.text_length)
+        tokens = token_rows(dataset, split, self.tokenizer, self.image_tokenizer, self.model.config)
         batches = array_batches({"tokens": tokens}, config.batching.rows)
         scores = task.summarise(split_sums(make_evaluation_step(task, mesh), self.params, batches, mesh))
         judge = make_judge(config.dataset, config.evaluation.classifier)

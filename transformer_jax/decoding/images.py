@@ -1,4 +1,4 @@
-"""Image codes from captions: drawn or searched for, guided, and the best of several candidates chosen."""
+"""Image tokens from captions: drawn or searched for, guided, and the best of several candidates chosen."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax.decoding.batching import Decoder
+from transformer_jax.decoding.batching import Decoder, Hypothesis
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.guidance import Guided
-from transformer_jax.decoding.interface import Decodable, Params
+from transformer_jax.decoding.interface import BOS_ID, Decodable, Params
 from transformer_jax.decoding.sampling import SamplingConfig
 from transformer_jax.errors import UserError
-from transformer_jax.models.text_to_image import SPECIAL, IncrementalTextToImage, TextToImage
+from transformer_jax.models.text_to_image import IncrementalTextToImage, TextToImage
 from transformer_jax.sharding import map_rows
 
 
@@ -66,56 +66,52 @@ class ImageDecodingConfig:
             max_length_factor=0.0,
             max_length_offset=image_length + 1,
             max_target_length=image_length + 1,
-            max_source_length=text_length + 1,
+            max_source_length=text_length + 2,
             long_lines="refuse",
         )
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One image: its codes int32[N] in raster order, and what it was ordered by; "none": its log-probability as it was
-    drawn.
-    """
-
-    codes: np.ndarray
-    score: float
-
-
 class ImageGenerator:
-    """Captions in, image codes out, in the same order. Compiled functions outlive it."""
+    """Captions in, image tokens out, in the same order. Compiled functions outlive it."""
 
     def __init__(self, model: TextToImage, config: ImageDecodingConfig, mesh: Mesh | None = None) -> None:
         self._model, self.config, c = model, config, model.config
         decodable: Decodable = IncrementalTextToImage(model)
         if config.guidance != 1:
-            decodable = Guided(decodable, config.guidance, tuple(map(int, c.no_caption)))
+            decodable = Guided(decodable, config.guidance, (BOS_ID, *map(int, c.no_caption)))
         self._decoder = Decoder(decodable, config.search(c.text_length, c.image_length), mesh)
 
     def generate(
         self, params: Params, captions: np.ndarray, rows: Sequence[int] | None = None
-    ) -> list[list[Candidate]]:
-        """The n best images of each caption int32[n, S], best first.
+    ) -> list[list[Hypothesis]]:
+        """The n best images of each caption int32[n, S], best first, as N tokens each. Their score is what they were
+        ordered by, where that is nothing the log-probability as they were drawn.
 
         Args: rows: numbers that samples derive their randomness from; 0, 1, 2 … when None.
         """
-        found = self._decoder.decode(params, captions.tolist(), rows=rows)
-        made = [[Candidate(np.array(h.tokens, np.int32) - SPECIAL, h.log_prob) for h in best] for best in found]
+        sources = np.pad(captions, ((0, 0), (1, 0)), constant_values=BOS_ID)
+        found = self._decoder.decode(params, sources.tolist(), rows=rows)
         if self.config.rerank != "none":
-            made = self._ordered(params, captions, made)
-        return [best[: self.config.n_best] for best in made]
+            found = self._ordered(params, captions, found)
+        return [best[: self.config.n_best] for best in found]
 
-    def _ordered(self, params: Params, captions: np.ndarray, made: list[list[Candidate]]) -> list[list[Candidate]]:
-        text = np.repeat(captions, [len(best) for best in made], axis=0)
-        codes = np.stack([candidate.codes for best in made for candidate in best])
-        scores = map_rows(_log_probs(self._model), params, text, codes)
+    def _ordered(self, params: Params, captions: np.ndarray, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+        text = np.repeat(captions, [len(best) for best in found], axis=0)
+        images = np.array([hypothesis.tokens for best in found for hypothesis in best], np.int32)
+        scores = log_probs(self._model, params, text, images)
         if self.config.rerank == "caption":
             nothing = np.broadcast_to(self._model.config.no_caption, text.shape)
-            scores = scores - map_rows(_log_probs(self._model), params, nothing, codes)
+            scores = scores - log_probs(self._model, params, nothing, images)
         each = iter(scores.tolist())
-        scored = [[dataclasses.replace(candidate, score=next(each)) for candidate in best] for best in made]
-        return [sorted(best, key=lambda candidate: -candidate.score) for best in scored]
+        scored = [[dataclasses.replace(hypothesis, score=next(each)) for hypothesis in best] for best in found]
+        return [sorted(best, key=lambda hypothesis: -hypothesis.score) for best in scored]
+
+
+def log_probs(model: TextToImage, params: Params, text: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Natural log-probability float32[n] of images int32[n, N], as tokens, after their text int32[n, S]."""
+    return map_rows(_log_probs(model), params, np.concatenate([text, images], axis=1))
 
 
 @lru_cache(maxsize=8)
 def _log_probs(model: TextToImage) -> Any:
-    return jax.jit(lambda params, text, codes: model.apply({"params": params}, text, codes, method="log_probs"))
+    return jax.jit(lambda params, rows: model.apply({"params": params}, rows, method="log_probs"))

@@ -1,6 +1,5 @@
 """Image classification with a Vision Transformer: config sections, the model for a dataset, and the evaluator."""
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from transformer_jax.data.images import (
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import EvaluationConfig, RunConfig, parse_config
 from transformer_jax.families.family import Experiment, Family
-from transformer_jax.models.transformer import unroll
+from transformer_jax.models.transformer import plain, unroll
 from transformer_jax.models.vision import VisionTransformer, VisionTransformerConfig
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import map_rows
@@ -87,8 +86,7 @@ def open_classifier(path: str) -> tuple[VisionTransformer, Any]:
     config = parse_config(run.config)
     if not isinstance(config, ImageClassificationRunConfig):
         raise UserError(f"{path} is of the family {config.family}; give a run of image_classification.")
-    unrolled = dataclasses.replace(model_config(config), scan_layers=False, remat="none")
-    return VisionTransformer(unrolled), unroll(read_parameters(run, "best", "checkpoint"))
+    return VisionTransformer(plain(model_config(config))), unroll(read_parameters(run, "best", "checkpoint"))
 
 
 def example_arrays(split: ImageSplit) -> dict[str, np.ndarray]:

@@ -84,7 +84,7 @@ class TextToImageRunConfig(RunConfig):
         for name in GIVEN:
             if name in self.model:
                 raise UserError(f"model.{name} is set by the tokenizers; remove it.")
-        build(TextToImageConfig, {**self.model, "text_vocab_size": 1, "image_vocab_size": 1, "grid": 1}, "model")
+        complete_model(self, 1, 1, 1)
         evaluation, shapes = self.evaluation, self.dataset.name == "captioned_shapes"
         if evaluation.classifier and shapes:
             raise UserError("evaluation.classifier judges digits; with captioned_shapes leave it empty.")
@@ -105,16 +105,21 @@ class TextToImageRunConfig(RunConfig):
 
 def model_config(config: TextToImageRunConfig, text_vocab_size: int, images: DiscreteVaeConfig) -> TextToImageConfig:
     """The model's hyperparameters, complete."""
-    sizes = dict(zip(GIVEN, (text_vocab_size, images.vocab_size, images.grid), strict=True))
+    return complete_model(config, text_vocab_size, images.vocab_size, images.grid)
+
+
+def complete_model(config: TextToImageRunConfig, text_vocab_size: int, codes: int, grid: int) -> TextToImageConfig:
+    """As `model_config`, for a grid x grid of so many codes."""
+    sizes = dict(zip(GIVEN, (text_vocab_size, codes, grid), strict=True))
     return build(TextToImageConfig, {**config.model, **sizes}, "model")
 
 
 def token_rows(
-    dataset: ImageDataset, split: str, tokenizer: TextTokenizer, images: ImageTokenizer, text_length: int
+    dataset: ImageDataset, split: str, tokenizer: TextTokenizer, images: ImageTokenizer, model: TextToImageConfig
 ) -> np.ndarray:
     """int32[n, S + N]: caption and image tokens of each example of a split."""
-    text = caption_rows(dataset.splits[split].captions, tokenizer, text_length)
-    return np.concatenate([text, images.encode_split(dataset, split)], axis=1)
+    text = caption_rows(dataset.splits[split].captions, tokenizer, model.text_length)
+    return np.concatenate([text, model.first_code + images.encode_split(dataset, split)], axis=1)
 
 
 class TextToImageEvaluator:
@@ -130,6 +135,7 @@ class TextToImageEvaluator:
         self._judge = make_judge(config.dataset, config.evaluation.classifier) if config.evaluation.images else None
         self._captions = captions[: config.evaluation.images]
         self._text = tokens[: config.evaluation.images, : task.model.config.text_length]
+        self._first_code = task.model.config.first_code
         # One image a caption, as it comes: how well the model draws, not how well it chooses.
         decoding = dataclasses.replace(config.decoding, n_best=1, candidates=1, rerank="none")
         self._generator = ImageGenerator(task.model, decoding, mesh)
@@ -139,9 +145,8 @@ class TextToImageEvaluator:
         yield from self._task.summarise(split_sums(self._evaluate, params, self._batches, self._mesh)).items()
         if self._judge is not None:
             found = self._generator.generate(params, self._text)
-            yield from self._judge(
-                self._images.decode(np.stack([best[0].codes for best in found])), self._captions
-            ).items()
+            tokens = np.array([best[0].tokens for best in found], np.int32)
+            yield from self._judge(self._images.decode(tokens - self._first_code), self._captions).items()
         yield "evaluation_seconds", time.monotonic() - begin
 
 
@@ -170,9 +175,10 @@ def prepare(config: TextToImageRunConfig, run: RunDirectory | None) -> Experimen
         run.pin("data", dataset.digest)
         run.pin("tokenizers", tokenizer_digest(tokenizer) + images.digest)
     task = TextToImageTask(TextToImage(model_config(config, tokenizer.vocab_size, images.config)), config.task)
-    rows = lambda split: token_rows(dataset, split, tokenizer, images, task.model.config.text_length)
+    rows = lambda split: token_rows(dataset, split, tokenizer, images, task.model.config)
     train = rows("train")
-    report = f"{describe_images(dataset)}\nimage codes    {len(np.unique(train[:, -(images.config.grid**2) :])):,} used"
+    used = len(np.unique(train[:, task.model.config.text_length :]))
+    report = f"{describe_images(dataset)}\nimage codes    {used:,} of {images.config.vocab_size:,} used"
 
     def make_evaluator(mesh: Mesh) -> TextToImageEvaluator:
         captions = dataset.splits["validation"].captions

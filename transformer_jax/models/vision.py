@@ -6,11 +6,11 @@ Notation: B batch, P side of an image, C channels, T patches, D d_model.
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
 
-from transformer_jax.models.layers import Embedding, Seeds, Weights, dropout
+from transformer_jax.models.layers import Embedding, Seeds, Weights, dropout, product
 from transformer_jax.models.positions import sinusoidal
+from transformer_jax.models.taps import Network, tap
 from transformer_jax.models.transformer import BlockConfig, Stack, need
 
 
@@ -35,10 +35,12 @@ class VisionTransformerConfig(BlockConfig):
         need(patches <= self.max_length, f"an image has {patches} patches, max_length is {self.max_length}; raise it.")
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Network):
     """``model.apply({"params": params}, images)`` gives logits float32[B, num_classes].
 
     The states of all patches are averaged (Beyer et al. 2022), there is no class token.
+
+    Points: ``embeddings`` [B, T, D], ``logits`` float32[B, num_classes].
     """
 
     config: VisionTransformerConfig
@@ -55,16 +57,19 @@ class VisionTransformer(nn.Module):
         """images [B, P, P, C], of values from 0 to 255."""
         c, (B, P) = self.config, images.shape[:2]
         side = P // c.patch_size
-        x = images.astype(c.dtype).reshape(B, side, c.patch_size, side, c.patch_size, c.channels) / 127.5 - 1.0
+        x = (
+            images.astype(c.activation_dtype).reshape(B, side, c.patch_size, side, c.patch_size, c.channels) / 127.5
+            - 1.0
+        )
         kernel, bias = self.patches()
         assert bias is not None
-        x = jnp.swapaxes(x, 2, 3).reshape(B, side * side, -1) @ kernel.astype(c.dtype) + bias
+        x = product(jnp.swapaxes(x, 2, 3).reshape(B, side * side, -1), kernel, c.product_dtype) + bias
         if c.positions == "learned":
             x = x + self.positions()
         elif c.positions == "sinusoidal":
             x = x + sinusoidal(side * side, c.d_model)
-        x = dropout(x.astype(c.dtype), seeds, "embedding", c.embedding_dropout_rate)
+        x = dropout(tap(self, "embeddings", x.astype(c.activation_dtype)), seeds, "embedding", c.embedding_dropout_rate)
         states = self.encoder(x, None, None, None, seeds)
         kernel, bias = self.classes()
         assert bias is not None
-        return jnp.mean(states, axis=1).astype(jnp.float32) @ kernel + bias
+        return tap(self, "logits", jnp.mean(states, axis=1).astype(jnp.float32) @ kernel + bias)

@@ -10,6 +10,7 @@ from jax import Array
 from transformer_jax.errors import UserError
 from transformer_jax.models.layers import Seeds, uniform
 from transformer_jax.models.text_to_image import TextToImage
+from transformer_jax.models.transformer import BOS_ID
 from transformer_jax.training.losses import Sums, summed_cross_entropy
 from transformer_jax.training.tasks import Batch
 
@@ -44,7 +45,7 @@ class TextToImageTaskConfig:
 class TextToImageTask:
     """Cross entropies of text and image tokens, each averaged over its kind and then weighted.
 
-    Batches have "tokens" int32[B, S + N], a caption as `data.captions.caption_rows` makes it and then image codes, and
+    Batches have "tokens" int32[B, S + N], a caption as `data.captions.caption_rows` makes it and then an image, and
     "weights" float32[B].
     """
 
@@ -53,26 +54,26 @@ class TextToImageTask:
 
     def init(self, rng: Array) -> Any:
         c = self.model.config
-        text, codes = (jnp.zeros((1, length), jnp.int32) for length in (c.text_length, c.image_length))
-        return self.model.init(rng, text, codes)["params"]
+        return self.model.init(rng, jnp.zeros((1, c.max_length), jnp.int32))["params"]
 
     def loss(self, params: Any, batch: Batch, seeds: Seeds) -> tuple[Array, Sums]:
-        c, S, N = self.config, self.model.config.text_length, self.model.config.image_length
-        text, codes, weights = batch["tokens"][:, :S], batch["tokens"][:, S:], batch["weights"]
+        c, model, S, N = self.config, self.model.config, self.model.config.text_length, self.model.config.image_length
+        text, image, weights = batch["tokens"][:, :S], batch["tokens"][:, S:], batch["weights"]
         captioned = weights
         if seeds is not None and c.caption_dropout:
             kept = uniform(seeds, "caption", ()) >= c.caption_dropout
-            text, captioned = jnp.where(kept[:, None], text, self.model.config.no_caption), weights * kept
-        states: Any = self.model.apply({"params": params}, text, codes, seeds, method="hidden")
+            text, captioned = jnp.where(kept[:, None], text, model.no_caption), weights * kept
+        start = jnp.full_like(text[:, :1], BOS_ID)
+        inputs = jnp.concatenate([start, text, image[:, :-1]], axis=1)
+        states: Any = self.model.apply({"params": params}, inputs, seeds, method="hidden")
         tables: Any = self.model.apply({"params": params}, method="output_tables")
 
-        def part(which: int, targets: Array, counts: Array, smoothing: float) -> tuple[Array, Sums]:
-            rows = states[which].reshape(-1, states[which].shape[-1])
-            each = jnp.repeat(counts, targets.shape[1])
-            return summed_cross_entropy(rows, tables[which], targets.reshape(-1), each, smoothing, c.loss_chunk)
+        def part(states: Array, table: Array, targets: Array, counts: Array, smoothing: float) -> tuple[Array, Sums]:
+            rows, each = states.reshape(-1, states.shape[-1]), jnp.repeat(counts, targets.shape[1])
+            return summed_cross_entropy(rows, table, targets.reshape(-1), each, smoothing, c.loss_chunk)
 
-        text_loss, text_sums = part(0, text, captioned, 0.0)
-        image_loss, image_sums = part(1, codes, weights, c.label_smoothing)
+        text_loss, text_sums = part(states[:, :S], tables[0], text, captioned, 0.0)
+        image_loss, image_sums = part(states[:, S:], tables[1], image - model.first_code, weights, c.label_smoothing)
         # Counted in tokens, of which there are S + N a row, the loss is the weighted sum of the two means.
         loss = (S + N) * (c.text_weight / S * text_loss + (1 - c.text_weight) / N * image_loss)
         rows = jnp.sum(weights)
