@@ -13,6 +13,7 @@ from tests.made_images import FEW, tiny_image_config, write_digits
 from transformer_jax.analysis.run import load_run
 from transformer_jax.data import captioned_shapes
 from transformer_jax.data.images import _Epoch, load_images
+from transformer_jax.decoding.images import log_probs
 from transformer_jax.errors import UserError
 from transformer_jax.training.loop import Outcome, train
 
@@ -118,16 +119,9 @@ def test_the_best_of_several_candidates(runs):
     run = runs["text_to_image"]
     settings = dict(candidates=4, n_best=2, guidance=2.0)
     drawn = [h for best in run.search(CAPTIONS, **{**settings, "n_best": 4}) for h in best]
-    asked, nothing = (
-        run.model.config.text_length,
-        np.tile(run.model.config.no_caption, (8, 1)),
-    )
-    rows = np.array([h.tokens for h in drawn])
+    rows, nothing = np.array([h.tokens for h in drawn]), np.tile(run.model.config.no_caption, (8, 1))
     text = np.repeat(run.text(CAPTIONS), 4, axis=0)
-    assert text.shape == (8, asked)
-    score = lambda text: np.asarray(
-        run.model.apply({"params": run.params}, np.concatenate([text, rows], axis=1), method="log_probs")
-    )
+    score = lambda text: log_probs(run.model, run.params, text, rows)
     likelihood, without = score(text), score(nothing)
     for rerank, expected in (("likelihood", likelihood), ("caption", likelihood - without)):
         found = run.search(CAPTIONS, **settings, rerank=rerank)
@@ -145,11 +139,7 @@ def test_the_best_of_several_candidates(runs):
 def test_scores_are_of_the_image_given_the_caption(runs):
     run = runs["text_to_image"]
     (best,) = run.search(CAPTIONS[:1], method="beam", beam_size=2)
-    scored = run.model.apply(
-        {"params": run.params},
-        np.concatenate([run.text(CAPTIONS[:1]), [best[0].tokens]], axis=1),
-        method="log_probs",
-    )
+    scored = log_probs(run.model, run.params, run.text(CAPTIONS[:1]), np.array([best[0].tokens]))
     np.testing.assert_allclose(scored, [best[0].log_prob], rtol=1e-4)
     image = run.decode_images([best[0].tokens])
     assert run.score(CAPTIONS[:1], image).shape == (1,)
