@@ -47,6 +47,7 @@ def base() -> ConfigDict:
     config.model.attention_bias = True
     config.model.dropout_rate = 0.0
     config.model.embedding_dropout_rate = 0.0
+    config.model.dtype = "bfloat16_products"
 
     config.task = ConfigDict()
     config.task.text_weight = 1 / 8
