@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +98,7 @@ class TextDataset:
       report: for each split the number of "documents", "characters" and "bytes" (UTF-8).
     """
 
-    splits: Mapping[str, Documents]
+    splits: Mapping[str, Iterable[str]]
     digest: str
     report: Mapping[str, Mapping[str, int]]
 

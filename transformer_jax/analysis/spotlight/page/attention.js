@@ -26,6 +26,7 @@ function reader(view, numQueries, numKeys) {
 
 function Attention({ example, positions, setPosition, viewName, setView, places, setPlace }) {
   const view = example.views.find(({ name }) => name === viewName) ?? example.views[0];
+  if (!view) return null;
   const several = example.views.length > 1;
   return html`<section aria-labelledby="attention-title">
     <h2 id="attention-title">Attention</h2>
