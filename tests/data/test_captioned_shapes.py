@@ -34,7 +34,8 @@ def test_every_caption_says_what_its_scene_is():
     captions = [str(scene) for scene in scenes]
     assert len(set(captions)) == len(scenes)
     assert [parse_caption(caption) for caption in captions] == scenes
-    assert str(Scene((groups[3], groups[100]), "left of")) == "a small red cross left of two small red circles"
+    scene = Scene((Group(1, "small", "red", "cross"), Group(2, "large", "blue", "circle")), "left of")
+    assert str(scene) == "a small red cross left of two large blue circles"
 
 
 @pytest.mark.parametrize(
