@@ -144,10 +144,17 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Any:
     Returns: the `Run` of the family that its config names: `TranslationRun` …
     Raises: UserError when there is no run, or no such checkpoint.
     """
+    from transformer_jax.analysis.classification import ClassificationRun
     from transformer_jax.analysis.language_model import LanguageModelRun
+    from transformer_jax.analysis.masked_lm import MaskedRun
     from transformer_jax.analysis.translation import TranslationRun
 
-    runs = {"translation": TranslationRun, "language_model": LanguageModelRun}
+    runs = {
+        "translation": TranslationRun,
+        "language_model": LanguageModelRun,
+        "masked_lm": MaskedRun,
+        "classification": ClassificationRun,
+    }
     directory = RunDirectory.open(path)
     config = parse_config(directory.config)
     run = runs[config.family](directory, config, checkpoint)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import sentencepiece
 
@@ -28,6 +28,7 @@ from transformer_jax.data.tokenizers import (
     PAD,
     TRAINING_THREADS,
     UNK,
+    Tokenizer,
 )
 from transformer_jax.errors import UserError
 
@@ -81,6 +82,19 @@ class TextTokenizer(Protocol):
 
     def serialize(self) -> bytes:
         """What has to be kept of this tokenizer."""
+
+
+class Marks(NamedTuple):
+    """The ids that an encoder's input has besides those of text: [CLS], [SEP] and [MASK] (Devlin et al. 2019)."""
+
+    first: int
+    end: int
+    mask: int
+
+
+def marks_of(tokenizer: "TextTokenizer | Tokenizer") -> Marks:
+    """[CLS] is BOS, [SEP] is EOS, and [MASK] is one more id than the tokenizer has."""
+    return Marks(BOS, EOS, tokenizer.vocab_size)
 
 
 def _plain(row: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ from transformer_jax.errors import UserError
 if TYPE_CHECKING:
     from transformer_jax.families.family import Family
 
-FAMILIES = ("translation", "language_model")
+FAMILIES = ("translation", "language_model", "masked_lm", "classification")
 
 
 def find_family(name: str) -> "Family":
@@ -22,4 +22,12 @@ def find_family(name: str) -> "Family":
             from transformer_jax.families.language_model import LANGUAGE_MODEL
 
             return LANGUAGE_MODEL
+        case "masked_lm":
+            from transformer_jax.families.masked_lm import MASKED_LM
+
+            return MASKED_LM
+        case "classification":
+            from transformer_jax.families.classification import CLASSIFICATION
+
+            return CLASSIFICATION
     raise UserError(f"family is {name!r}, which there is not. {suggest(str(name), FAMILIES)}")
