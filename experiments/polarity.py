@@ -1,7 +1,7 @@
 """Does pretraining help to tell whether a sentence about a film is positive? From scratch against pretrained.
 
     python experiments/polarity.py --data=FOLDER --study=studies/polarity
-    python experiments/polarity.py --data=FOLDER --study=studies/polarity --cells=scratch:1.0,scratch:0.1 &  # a share of it
+    python experiments/polarity.py --data=FOLDER --study=studies/polarity --cells=scratch:1.0,scratch:0.1   # a part
 
 FOLDER has `movie_reviews`, `multi30k` and `tatoeba_de_en`. One masked language model is trained on their English text
 without labels (of the reviews, the training part alone). Then, with all, a tenth and a hundredth of the labels, a

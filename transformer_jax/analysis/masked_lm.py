@@ -72,7 +72,9 @@ class MaskedRun(Run):
             ids += [marks.mask, *tokens] if i else tokens
         longest = self.model.config.max_length
         if len(ids) >= longest:
-            raise UserError(f"{text[:60]!r} has {len(ids) - 1} tokens; the model reads at most {longest - 2} at a time.")
+            raise UserError(
+                f"{text[:60]!r} has {len(ids) - 1} tokens; the model reads at most {longest - 2} at a time."
+            )
         return [*ids, marks.end]
 
     @cached_property
@@ -162,8 +164,8 @@ def _format(record: dict[str, Any]) -> str:
     data, scores, chosen = record["data"], record["scores"], record["checkpoint"]
     return "\n".join(
         [
-            f"{data['documents']:,} documents of {data['split']}, {data['bytes']:,} bytes, {scores['tokens']:,.0f} hidden "
-            f"tokens, checkpoint {chosen['choice']} (steps {chosen['steps']})",
+            f"{data['documents']:,} documents of {data['split']}, {data['bytes']:,} bytes, {scores['tokens']:,.0f} "
+            f"hidden tokens, checkpoint {chosen['choice']} (steps {chosen['steps']})",
             f"loss           {scores['nll']:8.4f}   nats a hidden token",
             f"perplexity     {scores['perplexity']:8.3f}",
             f"accuracy       {scores['accuracy']:8.4f}",

@@ -93,7 +93,7 @@ def lengths_of(encoded: Sequence[EncodedText]) -> np.ndarray:
 def fill_labelled(
     encoded: Sequence[EncodedText], labels: Sequence[Sequence[int]] | None, planned: PlannedBatch, words: bool
 ) -> Batch:
-    """"inputs" and "types" int32[rows, length], and "labels" int32[rows], or [rows, length] where words have them: at
+    """ "inputs" and "types" int32[rows, length], and "labels" int32[rows], or [rows, length] where words have them: at
     the first token of each. UNLABELLED is where none is asked for."""
     rows, length, _ = planned.shape
     inputs, types = np.full((rows, length), PAD, np.int32), np.zeros((rows, length), np.int32)

@@ -76,7 +76,9 @@ class Masker:
             texts = tokenizer.decode(self._ordinary[:, None].tolist())
             in_word = lambda character: character.isalnum() or character == "\ufffd"  # a part of a character
             self._begins[self._ordinary] = [not (text and in_word(text[0])) for text in texts]
-            self._ends[self._ordinary] = [bool(text) and not (in_word(text[-1]) or text[-1].isspace()) for text in texts]
+            self._ends[self._ordinary] = [
+                bool(text) and not (in_word(text[-1]) or text[-1].isspace()) for text in texts
+            ]
 
     def __call__(self, tokens: np.ndarray, seed: tuple[int, ...], numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Masks rows int32[R, T] of the given numbers int[R].

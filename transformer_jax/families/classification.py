@@ -1,6 +1,6 @@
 """Classification of sentences and of words: config sections, the model for a vocabulary and labels, the evaluator."""
 
-import json
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,15 @@ from transformer_jax.data.label_batches import (
     labelled_batches,
 )
 from transformer_jax.data.labelled import LabelledDatasetConfig, Text, label_ids, load_labelled
+from transformer_jax.data.text import in_memory
 from transformer_jax.data.text_tokenizers import (
     TextTokenizer,
     TextTokenizerConfig,
     load_text_tokenizer,
     marks_of,
     save_text_tokenizer,
-    tokenizer_digest,
     train_text_tokenizer,
 )
-from transformer_jax.data.text import in_memory
 from transformer_jax.data.tokenizers import Tokenizer, TokenizerConfig, load_tokenizers
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation.classification import accuracy, entity_f1, macro_f1
@@ -164,9 +163,13 @@ def scores_of(log_probs: Sequence[np.ndarray], labels: Sequence[list[int]], name
         scores = {}
     else:
         outside = names.index("O") if "O" in names else -1
-        tags = [[*row.argmax(axis=-1), *[outside] * (len(l) - len(row))] for row, l in zip(log_probs, labels, strict=True)]
+        tags = [
+            [*row.argmax(axis=-1), *[outside] * (len(l) - len(row))] for row, l in zip(log_probs, labels, strict=True)
+        ]
         predicted, wanted = np.concatenate(tags).astype(np.int64), np.concatenate(labels)
-        nll = -np.concatenate([row[np.arange(len(row)), l[: len(row)]] for row, l in zip(log_probs, labels, strict=True)])
+        nll = -np.concatenate(
+            [row[np.arange(len(row)), l[: len(row)]] for row, l in zip(log_probs, labels, strict=True)]
+        )
         named = lambda rows: [[names[i] if i >= 0 else "" for i in row] for row in rows]
         scores = {"entity_f1": entity_f1(named(tags), named(labels))}
     return {
@@ -194,7 +197,9 @@ class ClassificationEvaluator:
         yield "evaluation_seconds", time.monotonic() - begin
 
 
-def _tokenizer(config: ClassificationConfig, texts: Sequence[Text], run: RunDirectory | None) -> TextTokenizer | Tokenizer:
+def _tokenizer(
+    config: ClassificationConfig, texts: Sequence[Text], run: RunDirectory | None
+) -> TextTokenizer | Tokenizer:
     """The run's, which is that of the run it starts from, or one trained on all training texts."""
     if run is not None and run.tokenizer.is_dir():
         return read_tokenizer(config, run)
@@ -220,6 +225,7 @@ def prepare(config: ClassificationConfig, run: RunDirectory | None) -> Experimen
     tokenizer = _tokenizer(config, dataset.training_texts, run)
     if run is not None:
         run.pin("data", dataset.digest)
+        run.pin("tokenizers", hashlib.sha256(tokenizer.serialize()).hexdigest())
         if not (run.path / LABELS).exists():
             write_json(run.path / LABELS, list(dataset.labels))
     model = model_config(config, vocabulary(config, tokenizer), len(dataset.labels))

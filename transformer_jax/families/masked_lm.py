@@ -11,7 +11,7 @@ from transformer_jax.config import build
 from transformer_jax.data.batches import EvaluationBatch
 from transformer_jax.data.masking import ENDS, MaskedText, Masker, MaskingConfig, masked_evaluation_batches
 from transformer_jax.data.packing import PackingConfig, cached_stream
-from transformer_jax.data.text import TextDatasetConfig, load_text
+from transformer_jax.data.text import TextDatasetConfig
 from transformer_jax.data.text_tokenizers import TextTokenizerConfig, marks_of
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import EvaluationConfig, RunConfig

@@ -8,14 +8,13 @@ models, so that one can start from another's.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
 from transformer_jax.models.attention import MASKED
 from transformer_jax.models.language_model import positions_in
-from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, draw_normal, dropout
+from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, draw_normal, dropout, product
 from transformer_jax.models.positions import sinusoidal
 from transformer_jax.models.transformer import ACTIVATIONS, BlockConfig, Stack, need
 
@@ -89,7 +88,7 @@ class Encoder(nn.Module):
             x = x + self.types()[jnp.zeros_like(inputs) if types is None else types]
         if c.embedding_norm:
             x = self.embedding_norm(x)
-        x = dropout(x.astype(c.dtype), seeds, "embedding", c.embedding_dropout_rate)
+        x = dropout(x.astype(c.activation_dtype), seeds, "embedding", c.embedding_dropout_rate)
         bias = jnp.where(segments[:, None, :, None] == segments[:, None, None, :], 0.0, MASKED)
         return self.encoder(x, bias, None, None, seeds)
 
@@ -97,7 +96,8 @@ class Encoder(nn.Module):
         """tanh(W·x + b) of the first token's states: [B, T, D] -> [B, D]."""
         kernel, bias = self.pooler_weights()
         assert bias is not None
-        return jnp.tanh(states[:, 0] @ kernel.astype(states.dtype) + bias.astype(states.dtype))
+        y = product(states[:, 0], kernel, self.config.product_dtype)
+        return jnp.tanh(y + bias.astype(states.dtype))
 
     def __call__(self, inputs: Array, segments: Array, types: Array | None = None, seeds: Seeds = None) -> Array:
         x = self.states(inputs, segments, types, seeds)
@@ -136,7 +136,7 @@ class MaskedLanguageModel(Encoder):
         x = Encoder.__call__(self, inputs, segments, types, seeds)
         kernel, bias = self.transform_weights()
         assert bias is not None
-        x = x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+        x = product(x, kernel, c.product_dtype) + bias.astype(x.dtype)
         return self.transform_norm(ACTIVATIONS[c.activation](x))
 
     def output(self) -> tuple[Array, Array]:
@@ -145,8 +145,9 @@ class MaskedLanguageModel(Encoder):
 
     def __call__(self, inputs: Array, segments: Array, types: Array | None = None, seeds: Seeds = None) -> Array:
         x = self.hidden(inputs, segments, types, seeds)
-        table, bias = self.output()
-        return jnp.einsum("btd,vd->btv", x, table.astype(x.dtype), preferred_element_type=jnp.float32) + bias
+        (table, bias), dtype = self.output(), self.config.product_dtype
+        x, table = x.astype(dtype), table.astype(dtype)
+        return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32) + bias
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,9 @@ def draw_normal(boxed: Any, rng: Array, std: float, output_std: float) -> Any:
         if names[-1] not in ("kernel", "embedding"):
             return box
         key = jax.random.fold_in(rng, next(count))
-        return box.replace_boxed((output_std if names[-2] == "output" else std) * jax.random.normal(key, box.value.shape))
+        return box.replace_boxed(
+            (output_std if names[-2] == "output" else std) * jax.random.normal(key, box.value.shape)
+        )
 
     is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
     return jax.tree_util.tree_map_with_path(draw, boxed, is_leaf=is_box)

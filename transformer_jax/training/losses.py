@@ -48,8 +48,8 @@ def summed_cross_entropy(
     terms are of rank one and of N rows, so e is the only [chunk, V] array besides the logits, and rows of weight
     zero (padding) are never computed.
 
-    Args: hidden [N, D]; table float32[V, D]; targets int32[N]; weights float32[N], each 0 or 1; bias float32[V] is added
-      to the logits.
+    Args: hidden [N, D]; table float32[V, D]; targets int32[N]; weights float32[N], each 0 or 1; bias float32[V] is
+      added to the logits.
     Returns: the loss, and sums of "loss", "nll" and "tokens".
     """
     return _cross_entropy_in_chunks(hidden, table, targets, weights, label_smoothing, chunk, bias, gradients=False)[0]

@@ -27,10 +27,11 @@ class MaskedLanguageModelTask:
     def loss(self, params: Any, batch: Batch, seeds: Seeds) -> tuple[Array, Sums]:
         arguments = (batch["inputs"], batch["segments"], None, seeds)
         hidden: Any = self.model.apply({"params": params}, *arguments, method="hidden")
-        table, bias = self.model.apply({"params": params}, method="output")
+        output: Any = self.model.apply({"params": params}, method="output")
+        table, bias = output
         targets, chunk = batch["targets"].reshape(-1), self.config.loss_chunk
         weights = (targets != PAD_ID).astype(jnp.float32)
-        rows = hidden.reshape(-1, hidden.shape[-1])
+        rows = hidden.reshape(-1, hidden.shape[-1]).astype(self.model.config.product_dtype)
         loss, sums = summed_cross_entropy(rows, table, targets, weights, self.config.label_smoothing, chunk, bias)
         if seeds is None:
             sums = sums | {"correct": count_correct(rows, table, targets, weights, chunk, bias)}
