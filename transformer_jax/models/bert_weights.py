@@ -117,7 +117,7 @@ def settings_of_bert(config: EncoderConfig, labels: Sequence[str] = ()) -> dict[
     if isinstance(config, ClassifierConfig):
         what = "SequenceClassification" if config.level == "sentence" else "TokenClassification"
     named = {"id2label": {str(i): label for i, label in enumerate(labels)}} if labels else {}
-    named |= {"label2id": {label: i for i, label in enumerate(labels)}} if labels else {}
+    named |= {"label2id": {label: i for i, label in enumerate(labels)}} if labels else {}  # type: ignore[misc]
     return {
         "architectures": [f"BertFor{what}"],
         "model_type": "bert",
