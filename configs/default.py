@@ -155,6 +155,7 @@ def get_config() -> ConfigDict:
     config.model.num_encoder_layers = 6
     config.model.num_decoder_layers = 6
     config.model.tie_embeddings = "all"
+    config.model.output_bias = False
 
     config.task = ConfigDict()
     config.task.label_smoothing = 0.1

@@ -1,6 +1,5 @@
 """A classification run, opened for use: its model, tokenizer, labels, and what it says of texts."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -28,6 +27,7 @@ from transformer_jax.families.classification import (
     vocabulary,
 )
 from transformer_jax.models.encoder import Classifier
+from transformer_jax.models.transformer import plain
 from transformer_jax.sharding import MeshConfig, make_mesh, place
 from transformer_jax.training.classification import ClassificationTask
 
@@ -53,7 +53,7 @@ class ClassificationRun(Run):
     def model(self) -> Classifier:
         """The unrolled model, whichever way it was trained; `params` fits it."""
         config = model_config(self.config, vocabulary(self.config, self.tokenizer), len(self.labels))
-        return Classifier(dataclasses.replace(config, scan_layers=False, remat="none"))
+        return Classifier(plain(config))
 
     @property
     def _words(self) -> bool:

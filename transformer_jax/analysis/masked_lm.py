@@ -22,7 +22,7 @@ from transformer_jax.data.text_tokenizers import TextTokenizer, load_text_tokeni
 from transformer_jax.errors import UserError
 from transformer_jax.families.masked_lm import MaskedRunConfig, model_config
 from transformer_jax.models.encoder import MaskedLanguageModel
-from transformer_jax.models.transformer import Params
+from transformer_jax.models.transformer import Params, plain
 from transformer_jax.sharding import MeshConfig, make_mesh, place
 from transformer_jax.training.evaluators import split_sums
 from transformer_jax.training.masked_language_modeling import MaskedLanguageModelTask
@@ -58,7 +58,7 @@ class MaskedRun(Run):
     def model(self) -> MaskedLanguageModel:
         """The unrolled model, whichever way it was trained; `params` fits it."""
         config = model_config(self.config, marks_of(self.tokenizer).mask + 1)
-        return MaskedLanguageModel(dataclasses.replace(config, scan_layers=False, remat="none"))
+        return MaskedLanguageModel(plain(config))
 
     def encode(self, text: str) -> list[int]:
         """[CLS], the tokens, [SEP]; every "[MASK]" in the text is one token. Raises: UserError if it is too long.

@@ -9,13 +9,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
 
 from transformer_jax.models.attention import MASKED
 from transformer_jax.models.language_model import positions_in
-from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, draw_normal, dropout, product
+from transformer_jax.models.layers import (
+    Embedding,
+    Norm,
+    OutputBias,
+    Seeds,
+    Weights,
+    draw_normal,
+    dropout,
+    linear_logits,
+    product,
+)
 from transformer_jax.models.positions import sinusoidal
+from transformer_jax.models.taps import Network, tap
 from transformer_jax.models.transformer import ACTIVATIONS, BlockConfig, Stack, need
 
 
@@ -45,9 +55,14 @@ class EncoderConfig(BlockConfig):
         need(self.num_types >= 0, f"num_types is {self.num_types}; it must be at least 0 (no types).")
 
 
-class Encoder(nn.Module):
-    """Tokens to states that each see all the others of their segment."""
+class Encoder(Network):
+    """Tokens to states that each see all the others of their segment.
 
+    Points: ``embeddings`` [B, T, D], and ``logits`` of the models that stand on it.
+    """
+
+    num_inputs = 2
+    last_stack = "encoder"
     config: EncoderConfig
 
     def setup(self) -> None:
@@ -88,7 +103,8 @@ class Encoder(nn.Module):
             x = x + self.types()[jnp.zeros_like(inputs) if types is None else types]
         if c.embedding_norm:
             x = self.embedding_norm(x)
-        x = dropout(x.astype(c.activation_dtype), seeds, "embedding", c.embedding_dropout_rate)
+        x = tap(self, "embeddings", x.astype(c.activation_dtype))
+        x = dropout(x, seeds, "embedding", c.embedding_dropout_rate)
         bias = jnp.where(segments[:, None, :, None] == segments[:, None, None, :], 0.0, MASKED)
         return self.encoder(x, bias, None, None, seeds)
 
@@ -104,18 +120,6 @@ class Encoder(nn.Module):
         if self.is_initializing() and self.config.pooler:
             self.pooled(x)
         return x
-
-
-class OutputBias(nn.Module):
-    """What is added to the logits: float32[V]."""
-
-    vocab_size: int
-
-    @nn.compact
-    def __call__(self) -> Array:
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-        bias: Any = self.param("bias", zeros, (self.vocab_size,))
-        return bias
 
 
 class MaskedLanguageModel(Encoder):
@@ -139,15 +143,18 @@ class MaskedLanguageModel(Encoder):
         x = product(x, kernel, c.product_dtype) + bias.astype(x.dtype)
         return self.transform_norm(ACTIVATIONS[c.activation](x))
 
-    def output(self) -> tuple[Array, Array]:
-        """The matrix float32[V, D] of the last linear layer, which is that of the embeddings, and its bias [V]."""
-        return self.embedding(), self.output_bias()
+    def output_table(self) -> Array:
+        """The last linear layer, float32[V, D + 1]: the table of the embeddings, and its bias as the last column."""
+        return jnp.concatenate([self.embedding(), self.output_bias()[:, None]], axis=1)
 
-    def __call__(self, inputs: Array, segments: Array, types: Array | None = None, seeds: Seeds = None) -> Array:
-        x = self.hidden(inputs, segments, types, seeds)
-        (table, bias), dtype = self.output(), self.config.product_dtype
-        x, table = x.astype(dtype), table.astype(dtype)
-        return jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32) + bias
+    def logits(self, hidden: Array) -> Array:
+        """[B, T, D] -> float32[B, T, V]."""
+        return tap(self, "logits", linear_logits(hidden, self.output_table(), self.config.product_dtype))
+
+    def __call__(
+        self, inputs: Array, segments: Array | None = None, types: Array | None = None, seeds: Seeds = None
+    ) -> Array:
+        return self.logits(self.hidden(inputs, segments, types, seeds))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +203,7 @@ class Classifier(Encoder):
         x = dropout(x.astype(jnp.float32), seeds, "classifier", c.dropout_rate)
         kernel, bias = self.label_weights()
         assert bias is not None
-        return x @ kernel + bias
+        return tap(self, "logits", x @ kernel + bias)
 
 
 def initial_parameters(model: Encoder, rng: Array) -> Any:

@@ -17,14 +17,25 @@ from jax import Array
 
 from transformer_jax.errors import UserError
 from transformer_jax.models.attention import MASKED, MultiHeadAttention
-from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in, product
+from transformer_jax.models.layers import (
+    Embedding,
+    Norm,
+    OutputBias,
+    Seeds,
+    Weights,
+    at_use,
+    dropout,
+    fold_in,
+    linear_logits,
+    product,
+)
 from transformer_jax.models.positions import RelativeBias, alibi, sinusoidal
 from transformer_jax.models.taps import COLLECTION, Network, tap
 
 Params = Any
 Cache = dict[str, Any]
 
-PAD_ID, BOS_ID = 0, 3
+PAD_ID, EOS_ID, UNK_ID, BOS_ID = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +133,7 @@ class TransformerConfig(BlockConfig):
     num_encoder_layers: int = 6
     num_decoder_layers: int = 6
     tie_embeddings: Literal["none", "source_target", "target_output", "all"] = "all"
+    output_bias: bool = False  # a bias on each logit
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -398,6 +410,8 @@ class EncoderDecoder(Network):
         if c.positions == "learned":
             self.source_positions = Embedding(c.max_length, c.d_model, ("positions", "embed"))
             self.target_positions = Embedding(c.max_length, c.d_model, ("positions", "embed"))
+        if c.output_bias:
+            self.output_bias = OutputBias(c.target_vocab_size)
         self.encoder = Stack(c, c.num_encoder_layers, causal=False, has_memory=False)
         self.decoder = Stack(c, c.num_decoder_layers, causal=True, has_memory=True)
 
@@ -441,16 +455,14 @@ class EncoderDecoder(Network):
         return self.decoder(self._embed("target", inputs, 0, seeds, cut), None, memory, cross_bias, seeds)
 
     def output_table(self) -> Array:
-        """The matrix float32[V, D] of the last linear layer, tied or its own."""
-        if self.config.tie_embeddings in ("none", "source_target"):
-            return self.output_embedding()
-        return self._table("target")
+        """The last linear layer, tied or its own: float32[V, D], or [V, D + 1] where the last column is its bias."""
+        untied = self.config.tie_embeddings in ("none", "source_target")
+        table = self.output_embedding() if untied else self._table("target")
+        return jnp.concatenate([table, self.output_bias()[:, None]], axis=1) if self.config.output_bias else table
 
     def logits(self, hidden: Array) -> Array:
         """[B, T, D] -> float32[B, T, V]."""
-        dtype = self.config.product_dtype
-        hidden, table = hidden.astype(dtype), self.output_table().astype(dtype)
-        return tap(self, "logits", jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32))
+        return tap(self, "logits", linear_logits(hidden, self.output_table(), self.config.product_dtype))
 
     def __call__(self, source: Array, target: Array, seeds: Seeds = None) -> Array:
         return self.logits(self.hidden(source, target, seeds))

@@ -33,13 +33,7 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float) -> tupl
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def summed_cross_entropy(
-    hidden: Array,
-    table: Array,
-    targets: Array,
-    weights: Array,
-    label_smoothing: float,
-    chunk: int,
-    bias: Array | None = None,
+    hidden: Array, table: Array, targets: Array, weights: Array, label_smoothing: float, chunk: int
 ) -> tuple[Array, Sums]:
     """The sum of `cross_entropy` over rows, from hidden states, without ever holding all logits.
 
@@ -48,11 +42,10 @@ def summed_cross_entropy(
     terms are of rank one and of N rows, so e is the only [chunk, V] array besides the logits, and rows of weight
     zero (padding) are never computed.
 
-    Args: hidden [N, D]; table float32[V, D]; targets int32[N]; weights float32[N], each 0 or 1; bias float32[V] is
-      added to the logits.
+    Args: hidden [N, D]; table float32[V, D]; targets int32[N]; weights float32[N], each 0 or 1.
     Returns: the loss, and sums of "loss", "nll" and "tokens".
     """
-    return _cross_entropy_in_chunks(hidden, table, targets, weights, label_smoothing, chunk, bias, gradients=False)[0]
+    return _cross_entropy_in_chunks(hidden, table, targets, weights, label_smoothing, chunk, gradients=False)[0]
 
 
 def _cross_entropy_in_chunks(
@@ -62,9 +55,8 @@ def _cross_entropy_in_chunks(
     weights: Array,
     label_smoothing: float,
     chunk: int,
-    bias: Array | None,
     gradients: bool,
-) -> tuple[tuple[Array, Sums], tuple[Array, Array, Array | None] | None]:
+) -> tuple[tuple[Array, Sums], tuple[Array, Array] | None]:
     rows, vocab_size = hidden.shape[0], table.shape[0]
     smoothing = label_smoothing / vocab_size
     kernel = table.astype(hidden.dtype)
@@ -76,15 +68,12 @@ def _cross_entropy_in_chunks(
     h32 = h.astype(jnp.float32)
     target = jnp.sum(h32 * target_rows, axis=-1)
     mean = h32 @ jnp.mean(table, axis=0)
-    if bias is not None:
-        target, mean = target + bias[t], mean + jnp.mean(bias)
     count = jnp.sum(weights)
 
     def body(i: Array, carry: tuple) -> tuple:
-        normalisers, dh, dtable, dbias = carry
+        normalisers, dh, dtable = carry
         part = jax.lax.dynamic_slice_in_dim(h, i * chunk, chunk)
         z = jnp.dot(part, kernel.T, preferred_element_type=jnp.float32)
-        z = z if bias is None else z + bias
         largest = jnp.max(z, axis=-1)
         e = jnp.exp(z - largest[:, None])
         total = jnp.sum(e, axis=-1)
@@ -96,17 +85,15 @@ def _cross_entropy_in_chunks(
             dh = jax.lax.dynamic_update_slice_in_dim(dh, from_e, i * chunk, 0)
             scaled = (part * scale).astype(hidden.dtype)
             dtable = dtable + jnp.dot(e.T, scaled, preferred_element_type=jnp.float32)
-            dbias = None if dbias is None else dbias + jnp.dot(e.T, scale[:, 0], preferred_element_type=jnp.float32)
-        return normalisers, dh, dtable, dbias
+        return normalisers, dh, dtable
 
     start = (
         jnp.zeros(w.shape),
         jnp.zeros(h.shape) if gradients else None,
         jnp.zeros(table.shape) if gradients else None,
-        jnp.zeros(bias.shape) if gradients and bias is not None else None,
     )
     chunks = jnp.ceil(count / chunk).astype(jnp.int32)
-    normalisers, dh, dtable, dbias = jax.lax.fori_loop(0, chunks, body, start)
+    normalisers, dh, dtable = jax.lax.fori_loop(0, chunks, body, start)
     nll = jnp.sum(w * (normalisers - target))
     loss = nll + label_smoothing * jnp.sum(w * (target - mean))
     sums = (loss, {"loss": loss, "nll": nll, "tokens": count})
@@ -116,35 +103,25 @@ def _cross_entropy_in_chunks(
     direct = weight * (1.0 - label_smoothing)
     dh = dh - direct * target_rows - weight * smoothing * jnp.sum(table, axis=0)
     dtable = dtable.at[t].add(-direct * h32) - smoothing * jnp.sum(weight * h32, axis=0)
-    if dbias is not None:
-        dbias = dbias.at[t].add(-direct[:, 0]) - smoothing * count
     back = jnp.zeros(hidden.shape, hidden.dtype).at[order].set(dh[:rows].astype(hidden.dtype), unique_indices=True)
-    return sums, (back, dtable, dbias)
+    return sums, (back, dtable)
 
 
 def _cross_entropy_forward(
-    hidden: Array,
-    table: Array,
-    targets: Array,
-    weights: Array,
-    label_smoothing: float,
-    chunk: int,
-    bias: Array | None,
+    hidden: Array, table: Array, targets: Array, weights: Array, label_smoothing: float, chunk: int
 ) -> tuple[tuple[Array, Sums], Any]:
-    return _cross_entropy_in_chunks(hidden, table, targets, weights, label_smoothing, chunk, bias, gradients=True)
+    return _cross_entropy_in_chunks(hidden, table, targets, weights, label_smoothing, chunk, gradients=True)
 
 
 def _cross_entropy_backward(label_smoothing: float, chunk: int, residual: Any, cotangent: Any) -> tuple:
-    dhidden, dtable, dbias = jax.tree.map(lambda g: g * cotangent[0].astype(g.dtype), residual)
-    return dhidden, dtable, None, None, dbias
+    dhidden, dtable = jax.tree.map(lambda g: g * cotangent[0].astype(g.dtype), residual)
+    return dhidden, dtable, None, None
 
 
 summed_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
-def count_correct(
-    hidden: Array, table: Array, targets: Array, weights: Array, chunk: int, bias: Array | None = None
-) -> Array:
+def count_correct(hidden: Array, table: Array, targets: Array, weights: Array, chunk: int) -> Array:
     """Of how many rows the target has the largest logit: float32[]. Arguments as for `summed_cross_entropy`."""
     order = jnp.argsort(weights == 0, stable=True)
     pad = lambda x: jnp.pad(x[order], ((0, -x.shape[0] % chunk), *((0, 0),) * (x.ndim - 1)))
@@ -154,7 +131,6 @@ def count_correct(
     def body(i: Array, count: Array) -> Array:
         part, wanted, weight = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (h, t, w))
         z = jnp.dot(part, kernel.T, preferred_element_type=jnp.float32)
-        z = z if bias is None else z + bias
         return count + jnp.sum(weight * (jnp.argmax(z, axis=-1) == wanted))
 
     chunks = jnp.ceil(jnp.sum(weights) / chunk).astype(jnp.int32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from transformer_jax.models.encoder import MaskedLanguageModel, initial_parameters
-from transformer_jax.models.layers import Seeds
+from transformer_jax.models.layers import Seeds, widened
 from transformer_jax.models.transformer import PAD_ID
 from transformer_jax.training.language_modeling import LanguageModelTaskConfig
 from transformer_jax.training.losses import Sums, count_correct, summed_cross_entropy
@@ -27,14 +27,13 @@ class MaskedLanguageModelTask:
     def loss(self, params: Any, batch: Batch, seeds: Seeds) -> tuple[Array, Sums]:
         arguments = (batch["inputs"], batch["segments"], None, seeds)
         hidden: Any = self.model.apply({"params": params}, *arguments, method="hidden")
-        output: Any = self.model.apply({"params": params}, method="output")
-        table, bias = output
+        table: Any = self.model.apply({"params": params}, method="output_table")
         targets, chunk = batch["targets"].reshape(-1), self.config.loss_chunk
         weights = (targets != PAD_ID).astype(jnp.float32)
-        rows = hidden.reshape(-1, hidden.shape[-1]).astype(self.model.config.product_dtype)
-        loss, sums = summed_cross_entropy(rows, table, targets, weights, self.config.label_smoothing, chunk, bias)
+        rows = widened(hidden.reshape(-1, hidden.shape[-1]).astype(self.model.config.product_dtype), table)
+        loss, sums = summed_cross_entropy(rows, table, targets, weights, self.config.label_smoothing, chunk)
         if seeds is None:
-            sums = sums | {"correct": count_correct(rows, table, targets, weights, chunk, bias)}
+            sums = sums | {"correct": count_correct(rows, table, targets, weights, chunk)}
         return loss, sums
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
