@@ -66,7 +66,8 @@ def base() -> ConfigDict:
 
 def published(config: ConfigDict, layers: int, width: int, heads: int) -> None:
     """BERT's sizes and its recipe: a million batches of 256 rows of 512 tokens."""
-    config.tokenizer.vocab_size = 30522 - 1
+    config.tokenizer.kind = "wordpiece"
+    config.tokenizer.vocab_size = 30522
     config.batching.rows = 256
     config.batching.length = 512
     config.model.num_layers = layers

@@ -1,8 +1,6 @@
-"""The encoder and what stands on it: packed rows, what sees what, scanned layers, parity with Hugging Face's BERT."""
+"""The encoder and what stands on it: packed rows, what sees what, scanned layers."""
 
-import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,14 +11,6 @@ from flax import linen as nn
 
 from tests.models.tiny import QUICK, drawn_like
 from transformer_jax.errors import UserError
-from transformer_jax.models.bert_weights import (
-    config_of_bert,
-    from_bert,
-    model_of,
-    settings_of_bert,
-    shapes_of,
-    to_bert,
-)
 from transformer_jax.models.encoder import (
     Classifier,
     ClassifierConfig,
@@ -48,9 +38,17 @@ def classifier(**changes: Any) -> ClassifierConfig:
     return ClassifierConfig(**{**TINY, "num_labels": 3, "level": "sentence", "pooling": "first", **changes})
 
 
-def parameters(c: EncoderConfig) -> Any:
+def model_of(c: EncoderConfig) -> MaskedLanguageModel | Classifier:
+    return Classifier(c) if isinstance(c, ClassifierConfig) else MaskedLanguageModel(c)
+
+
+def shapes(c: EncoderConfig) -> Any:
     tokens = jnp.ones((1, 2), jnp.int32)
-    return drawn_like(jax.eval_shape(model_of(c).init, jax.random.key(0), tokens, tokens)["params"])
+    return jax.eval_shape(model_of(c).init, jax.random.key(0), tokens, tokens)["params"]
+
+
+def parameters(c: EncoderConfig) -> Any:
+    return drawn_like(shapes(c))
 
 
 def apply(c: EncoderConfig, params: Any, *args: Any) -> np.ndarray:
@@ -131,68 +129,13 @@ def test_berts_sizes(sizes: tuple[int, int, int], masked: int, published: float)
     """The counts of Transformers' BertForMaskedLM; the paper's are rounded."""
     layers, width, heads = sizes
     changes = dict(vocab_size=30522, num_layers=layers, d_model=width, d_ff=4 * width, num_heads=heads, max_length=512)
-    count = lambda c: sum(math.prod(shape) for shape in shapes_of(c).values())
+    count = lambda c: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nn.unbox(shapes(c))))
     assert count(config(**changes)) == masked == pytest.approx(published, rel=0.015)
     assert count(config(**changes, pooler=True)) == masked + width * (width + 1)
 
 
-def read_fixture(name: str) -> tuple[EncoderConfig, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """BERT of random weights as Hugging Face has it: config, tensors, and the other arrays."""
-    with np.load(Path(__file__).parent / "fixtures" / f"{name}.npz") as file:
-        arrays = {key: file[key] for key in file.files}
-    there = {k.removeprefix("config/"): int(v) for k, v in arrays.items() if k.startswith("config/")}
-    tensors = {k.removeprefix("theirs/"): v for k, v in arrays.items() if k.startswith("theirs/")}
-    found = config_of_bert(there, pooler="bert.pooler.dense.weight" in tensors)
-    if name == "bert_classifier":
-        own = dict(num_labels=3, level="sentence", pooling="first")
-        found = ClassifierConfig(**dataclasses.asdict(found), **own)  # type: ignore[arg-type]
-    return found, tensors, arrays
-
-
-@pytest.mark.parametrize("name", ["bert", "bert_classifier"])
-def test_logits_equal_berts(name: str) -> None:
-    c, tensors, given = read_fixture(name)
-    here = (given["inputs"] != 0).astype(np.int32)
-    found = apply(c, from_bert(tensors, c), given["inputs"], here, given["types"])
-    assert given["logits"].std() > 0.2
-    seen = here > 0 if name == "bert" else slice(None)
-    np.testing.assert_allclose(found[seen], given["logits"][seen], atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["bert", "bert_classifier"])
-def test_berts_weights_go_both_ways_unchanged(name: str) -> None:
-    c, tensors, _ = read_fixture(name)
-    params = from_bert(tensors, c)
-    back = to_bert(params, c)
-    assert back.keys() == tensors.keys()
-    for key, tensor in tensors.items():
-        np.testing.assert_array_equal(back[key], tensor)
-    old = {k.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in tensors.items()}
-    jax.tree.map(np.testing.assert_array_equal, from_bert(old, c), params)
-
-
-def test_settings_go_both_ways() -> None:
-    c, _, _ = read_fixture("bert")
-    assert config_of_bert(settings_of_bert(c), pooler=False) == c
-    told, _, _ = read_fixture("bert_classifier")
-    settings = settings_of_bert(told, ["bad", "fair", "good"])
-    assert settings["architectures"] == ["BertForSequenceClassification"]
-    assert settings["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
-
-
-def test_what_is_not_bert_is_named() -> None:
-    c, tensors, _ = read_fixture("bert")
-    with pytest.raises(UserError, match=r"word_embeddings\.weight is \(32, 16\); the config asks for \(31, 16\)"):
-        from_bert(tensors, dataclasses.replace(c, vocab_size=31))
-    with pytest.raises(UserError, match=r"no place for bert\.pooler\.dense\.bias"):
-        from_bert({**tensors, "bert.pooler.dense.bias": np.zeros(16)}, c)
-    del tensors["bert.encoder.layer.1.output.dense.bias"]
-    with pytest.raises(UserError, match=r"no tensor bert\.encoder\.layer\.1\.output\.dense\.bias"):
-        from_bert(tensors, c)
-    with pytest.raises(UserError, match=r"model\.norm_placement is 'pre'; BERT's is 'post'"):
-        to_bert({}, config(norm_placement="pre"))
-    with pytest.raises(UserError, match="hidden_act is 'tanh'"):
-        config_of_bert({"hidden_act": "tanh"}, pooler=False)
+def test_impossible_models_are_named() -> None:
     with pytest.raises(UserError, match="pooler=True reads the first state"):
         classifier(pooler=True, pooling="mean")
-    assert isinstance(model_of(classifier()), Classifier)
+    with pytest.raises(UserError, match="an input of 30 tokens exceeds max_length=24"):
+        apply(config(), parameters(config()), np.ones((1, 30), np.int32), np.ones((1, 30), np.int32))

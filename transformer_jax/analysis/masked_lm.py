@@ -18,7 +18,7 @@ from transformer_jax.analysis.scores import begin_record, finish_record
 from transformer_jax.data.masking import Masker, masked_evaluation_batches
 from transformer_jax.data.packing import encode_documents
 from transformer_jax.data.text import documents_of_files, load_text
-from transformer_jax.data.text_tokenizers import TextTokenizer, load_text_tokenizer, marks_of
+from transformer_jax.data.text_tokenizers import TextTokenizer, ids_with_mask, load_text_tokenizer, marks_of
 from transformer_jax.errors import UserError
 from transformer_jax.families.masked_lm import MaskedRunConfig, model_config
 from transformer_jax.models.encoder import MaskedLanguageModel
@@ -57,7 +57,7 @@ class MaskedRun(Run):
     @cached_property
     def model(self) -> MaskedLanguageModel:
         """The unrolled model, whichever way it was trained; `params` fits it."""
-        config = model_config(self.config, marks_of(self.tokenizer).mask + 1)
+        config = model_config(self.config, ids_with_mask(self.tokenizer))
         return MaskedLanguageModel(plain(config))
 
     def encode(self, text: str) -> list[int]:

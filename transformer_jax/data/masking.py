@@ -23,8 +23,9 @@ from transformer_jax.data.packing import (
     places,
 )
 from transformer_jax.data.text import TextDataset
-from transformer_jax.data.text_tokenizers import Marks, TextTokenizer, marks_of
+from transformer_jax.data.text_tokenizers import Marks, TextTokenizer, ids_with_mask, marks_of
 from transformer_jax.data.tokenizers import BOS, PAD
+from transformer_jax.data.wordpiece import PREFIX, WordPieceTokenizer
 from transformer_jax.errors import UserError
 
 ENDS = 2  # [CLS] and [SEP]
@@ -68,11 +69,14 @@ class Masker:
 
     def __init__(self, tokenizer: TextTokenizer, config: MaskingConfig):
         self._config, self.marks = config, marks_of(tokenizer)
-        ids = np.arange(max(tokenizer.vocab_size, self.marks.mask + 1))
+        ids = np.arange(ids_with_mask(tokenizer))
         special = np.isin(ids, self.marks) | (ids <= BOS)
         self._ordinary = ids[~special]
         self._begins, self._ends = np.ones(len(ids), bool), np.ones(len(ids), bool)
-        if config.unit == "word":
+        if config.unit == "word" and isinstance(tokenizer, WordPieceTokenizer):
+            self._begins = np.asarray([not name.startswith(PREFIX) for name in tokenizer.names])
+            self._ends[:] = False
+        elif config.unit == "word":
             texts = tokenizer.decode(self._ordinary[:, None].tolist())
             in_word = lambda character: character.isalnum() or character == "\ufffd"  # a part of a character
             self._begins[self._ordinary] = [not (text and in_word(text[0])) for text in texts]

@@ -23,8 +23,8 @@ from transformer_jax.data.text import in_memory
 from transformer_jax.data.text_tokenizers import (
     TextTokenizer,
     TextTokenizerConfig,
+    ids_with_mask,
     load_text_tokenizer,
-    marks_of,
     save_text_tokenizer,
     train_text_tokenizer,
 )
@@ -128,7 +128,7 @@ def read_tokenizer(config: ClassificationConfig, run: RunDirectory) -> TextToken
 
 def vocabulary(config: ClassificationConfig, tokenizer: TextTokenizer | Tokenizer) -> int:
     """Rows of the table of embeddings: [MASK] has one, but not in the encoder of a translation run."""
-    return tokenizer.vocab_size if config.of_translation else marks_of(tokenizer).mask + 1
+    return tokenizer.vocab_size if config.of_translation else ids_with_mask(tokenizer)
 
 
 class Predictor:

@@ -57,6 +57,8 @@ class LanguageModelRunConfig(RunConfig):
     def check(self) -> None:
         if "vocab_size" in self.model:
             raise UserError("model.vocab_size is set by the tokenizer; remove it and set tokenizer.vocab_size.")
+        if self.tokenizer.kind.startswith("wordpiece"):
+            raise UserError("tokenizer.kind='wordpiece' loses white space, which a language model writes; take 'bpe'.")
         model = model_config(self, self.tokenizer.vocab_size)
         if self.batching.length > model.max_length:
             raise UserError(

@@ -12,7 +12,7 @@ from transformer_jax.data.batches import EvaluationBatch
 from transformer_jax.data.masking import ENDS, MaskedText, Masker, MaskingConfig, masked_evaluation_batches
 from transformer_jax.data.packing import PackingConfig, cached_stream
 from transformer_jax.data.text import TextDatasetConfig
-from transformer_jax.data.text_tokenizers import TextTokenizerConfig, marks_of
+from transformer_jax.data.text_tokenizers import TextTokenizerConfig, ids_with_mask
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import EvaluationConfig, RunConfig
 from transformer_jax.families.family import Experiment, Family
@@ -90,7 +90,7 @@ class MaskedEvaluator:
 def prepare(config: MaskedRunConfig, run: RunDirectory | None) -> Experiment:
     """Reads the text, takes the run's tokenizer or trains it, and packs the documents."""
     dataset, tokenizer = text_and_tokenizer(config.dataset, config.tokenizer, run)
-    task = make_task(config, marks_of(tokenizer).mask + 1)
+    task = make_task(config, ids_with_mask(tokenizer))
 
     def make_evaluator(mesh: Mesh) -> MaskedEvaluator:
         stream = cached_stream(dataset, "validation", tokenizer)

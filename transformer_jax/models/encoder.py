@@ -151,9 +151,7 @@ class MaskedLanguageModel(Encoder):
         """[B, T, D] -> float32[B, T, V]."""
         return tap(self, "logits", linear_logits(hidden, self.output_table(), self.config.product_dtype))
 
-    def __call__(
-        self, inputs: Array, segments: Array | None = None, types: Array | None = None, seeds: Seeds = None
-    ) -> Array:
+    def __call__(self, inputs: Array, segments: Array, types: Array | None = None, seeds: Seeds = None) -> Array:
         return self.logits(self.hidden(inputs, segments, types, seeds))
 
 
