@@ -10,9 +10,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transformer_jax.analysis.capture import Inputs, unpadded
 from transformer_jax.analysis.run import Run
 from transformer_jax.analysis.scores import begin_record, finish_record
-from transformer_jax.data.label_batches import TextEncoder
+from transformer_jax.data.bucketing import PlannedBatch, Shape
+from transformer_jax.data.label_batches import TextEncoder, fill_labelled
 from transformer_jax.data.labelled import Labelled, label_ids, load_labelled, read_labelled_files
 from transformer_jax.data.text_tokenizers import TextTokenizer
 from transformer_jax.data.tokenizers import Tokenizer
@@ -27,7 +29,7 @@ from transformer_jax.families.classification import (
     vocabulary,
 )
 from transformer_jax.models.encoder import Classifier
-from transformer_jax.models.transformer import plain
+from transformer_jax.models.transformer import PAD_ID, plain
 from transformer_jax.sharding import MeshConfig, make_mesh, place
 from transformer_jax.training.classification import ClassificationTask
 
@@ -59,6 +61,10 @@ class ClassificationRun(Run):
     def _words(self) -> bool:
         return self.model.config.level == "token"
 
+    @property
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, self.config.batching.max_length, self._words)
+
     @cached_property
     def _placed(self) -> tuple[Predictor, Any]:
         mesh = make_mesh(MeshConfig(-1, 1, 1))
@@ -74,14 +80,32 @@ class ClassificationRun(Run):
             raise UserError(f"{wrong[0]!r} is neither a text nor a pair of texts.")
         return found
 
+    def inputs(self, *texts: Sequence[GivenText]) -> Inputs:
+        """What the model is called with: tokens, segments and types int32[B, T]."""
+        (given,) = texts
+        encoded = self._encoder(self._texts(given))
+        planned = PlannedBatch(Shape(len(encoded), max(len(one.ids) for one in encoded), 1), np.arange(len(encoded)))
+        batch = fill_labelled(encoded, None, planned, self._words)
+        return batch["inputs"], (batch["inputs"] != PAD_ID).astype(np.int32), batch["types"]
+
+    def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
+        return [self.token_names(unpadded(inputs[0][row]))] * len(inputs)
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        return self.tokenizer.pieces(tokens)
+
+    def sides(self, name: str) -> tuple[int | None, int | None]:
+        if name == "logits" and not self._words:
+            return None, None
+        return 0, 0 if name.endswith("/weights") else None
+
     def log_probs(self, texts: Sequence[GivenText]) -> list[np.ndarray]:
         """Natural log-probabilities of `labels`: for each text float32[C], or float32[words, C] of words.
 
         Texts longer than batching.max_length tokens are cut; words that were cut off have no row.
         """
         predictor, params = self._placed
-        encoder = TextEncoder(self.tokenizer, self.config.batching.max_length, self._words)
-        return predictor(params, encoder(self._texts(texts)), self.config.batching)
+        return predictor(params, self._encoder(self._texts(texts)), self.config.batching)
 
     def classify(self, texts: Sequence[GivenText]) -> list[dict[str, float]]:
         """The probability of each label, the likeliest first, for each text.

@@ -13,16 +13,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transformer_jax.analysis.capture import Inputs, unpadded
 from transformer_jax.analysis.run import Run
 from transformer_jax.analysis.scores import begin_record, finish_record
 from transformer_jax.data.masking import Masker, masked_evaluation_batches
 from transformer_jax.data.packing import encode_documents
 from transformer_jax.data.text import documents_of_files, load_text
 from transformer_jax.data.text_tokenizers import TextTokenizer, ids_with_mask, load_text_tokenizer, marks_of
+from transformer_jax.decoding.batching import pad_tokens
 from transformer_jax.errors import UserError
 from transformer_jax.families.masked_lm import MaskedRunConfig, model_config
 from transformer_jax.models.encoder import MaskedLanguageModel
-from transformer_jax.models.transformer import Params, plain
+from transformer_jax.models.transformer import PAD_ID, Params, plain
 from transformer_jax.sharding import MeshConfig, make_mesh, place
 from transformer_jax.training.evaluators import split_sums
 from transformer_jax.training.masked_language_modeling import MaskedLanguageModelTask
@@ -60,6 +62,24 @@ class MaskedRun(Run):
         config = model_config(self.config, ids_with_mask(self.tokenizer))
         return MaskedLanguageModel(plain(config))
 
+    def inputs(self, *texts: Sequence[str]) -> Inputs:
+        """What the model is called with: tokens and segments int32[B, T]; "[MASK]" may stand in a text."""
+        (lines,) = texts
+        rows = [self.encode(line) for line in lines]
+        tokens = pad_tokens(rows, len(rows), max(map(len, rows), default=1))
+        return tokens, (tokens != PAD_ID).astype(np.int32)
+
+    def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
+        named = self.token_names(unpadded(inputs[0][row]))
+        return [named, named]
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        mask = marks_of(self.tokenizer).mask
+        return [MASK if token == mask else self.tokenizer.pieces([token])[0] for token in tokens]
+
+    def sides(self, name: str) -> tuple[int | None, int | None]:
+        return 0, 0 if name.endswith("/weights") else None
+
     def encode(self, text: str) -> list[int]:
         """[CLS], the tokens, [SEP]; every "[MASK]" in the text is one token. Raises: UserError if it is too long.
 
@@ -81,7 +101,7 @@ class MaskedRun(Run):
     def _apply(self) -> Any:
         @partial(jax.jit, static_argnames="method")
         def apply(params: Params, inputs: Any, method: str) -> Any:
-            segments = (inputs != 0).astype(jnp.int32)
+            segments = (inputs != PAD_ID).astype(jnp.int32)
             return self.model.apply({"params": params}, inputs, segments, method=method)
 
         return apply
@@ -93,8 +113,7 @@ class MaskedRun(Run):
         found = []
         for ids in map(self.encode, texts):
             size = 1 << (len(ids) - 1).bit_length()  # few programs
-            row = np.zeros((1, min(size, self.model.config.max_length)), np.int32)
-            row[0, : len(ids)] = ids
+            row = pad_tokens([ids], 1, min(size, self.model.config.max_length))
             found.append(np.asarray(self._apply(self.params, row, method), np.float32)[0, : len(ids)])
         return found
 
@@ -112,7 +131,7 @@ class MaskedRun(Run):
         marks = marks_of(self.tokenizer)
         (logits,) = self._on_texts([text], "__call__")
         ids = np.asarray(self.encode(text))
-        logits[:, [*marks, 0]] = -np.inf  # never of text
+        logits[:, [*marks, PAD_ID]] = -np.inf  # never of text
         log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
         places = np.flatnonzero(ids == marks.mask)
         best = np.argsort(-log_probs[places], axis=-1)[:, :top]
