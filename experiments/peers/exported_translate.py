@@ -3,7 +3,7 @@
     python exported_translate.py transformers FOLDER REQUEST.json RESULT.json
     python exported_translate.py ctranslate2 FOLDER REQUEST.json RESULT.json
 
-Searches rank by log-probability and end only when no hypothesis can become the best.
+Searches rank by log-probability, end only when no hypothesis can become the best, and give at least one token.
 """
 
 import json
@@ -31,6 +31,7 @@ def transformers(folder: str, request: dict) -> dict[str, list[str]]:
                     num_beams=beam_size,
                     length_penalty=0.0,
                     early_stopping="never" if beam_size > 1 else False,
+                    min_new_tokens=1,
                     max_length=None,
                     max_new_tokens=request["max_tokens"],
                     do_sample=False,
@@ -49,7 +50,7 @@ def ctranslate2(folder: str, request: dict) -> dict[str, list[str]]:
         sentencepiece.SentencePieceProcessor(model_file=os.path.join(folder, f"{side}.spm"))
         for side in ("source", "target")
     )
-    translator = ctranslate2.Translator(folder, device="cpu", compute_type="float32")
+    translator = ctranslate2.Translator(folder, compute_type="float32", inter_threads=1, intra_threads=1)
     sentences = source.encode(request["sentences"], out_type=str)
     found = {}
     for beam_size in request["beam_sizes"]:

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from transformer_jax.conversion import gpt2, marian
 from transformer_jax.conversion.format import Bundle, Format, require, switches
-from transformer_jax.conversion.gpt2 import whole as whole_language_model
-from transformer_jax.conversion.mapping import Flat, Mapping, Pair, flatten, leaves_of
-from transformer_jax.conversion.marian import whole
+from transformer_jax.conversion.mapping import Flat, Mapping, Pair, flatten
 from transformer_jax.conversion.text_files import END, text_tokenizer_files, vocabulary
 from transformer_jax.errors import UserError
-from transformer_jax.models.language_model import LanguageModel, LanguageModelConfig
+from transformer_jax.models.language_model import LanguageModelConfig
 from transformer_jax.models.layers import UNLIKELY
 from transformer_jax.models.positions import sinusoidal
 from transformer_jax.models.transformer import (
@@ -27,7 +26,6 @@ from transformer_jax.models.transformer import (
     PAD_ID,
     UNK_ID,
     BlockConfig,
-    EncoderDecoder,
     TransformerConfig,
 )
 
@@ -92,7 +90,7 @@ def translation_mapping(config: TransformerConfig) -> Mapping:
         pairs += stack_pairs(config, stack, getattr(config, f"num_{stack}_layers"), stack == "decoder")
         if config.positions == "learned":
             pairs.append(Pair(f"{stack}/position_encodings/encodings", (f"{side}_positions/embedding",)))
-    return Mapping(pairs, leaves_of(EncoderDecoder(whole(config)), 2))
+    return Mapping(pairs, marian.leaves(marian.whole(config)))
 
 
 def text_mapping(config: LanguageModelConfig) -> Mapping:
@@ -103,7 +101,7 @@ def text_mapping(config: LanguageModelConfig) -> Mapping:
     pairs += stack_pairs(config, "decoder", config.num_layers, has_memory=False)
     if config.positions == "learned":
         pairs.append(Pair("decoder/position_encodings/encodings", ("positions/embedding",)))
-    return Mapping(pairs, leaves_of(LanguageModel(whole_language_model(config)), 1))
+    return Mapping(pairs, gpt2.leaves(gpt2.whole(config)))
 
 
 def constants(config: BlockConfig, stack: str, scale: float) -> Variables:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping as ReadMapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def whole(config: LanguageModelConfig) -> LanguageModelConfig:
     return dataclasses.replace(config, attention_bias=True, feed_forward_bias=True, scan_layers=False, remat="none")
 
 
+@lru_cache(maxsize=8)
 def leaves(config: LanguageModelConfig) -> dict[str, Leaf]:
     return leaves_of(LanguageModel(config), 1)
 

@@ -157,8 +157,11 @@ class Mapping:
         value = value.reshape(sizes)
         for axis, name in enumerate(leaf.axes):
             if name in self.orders:
-                shape = (*value.shape[:axis], leaf.shape[axis], *value.shape[axis + 1 :])
-                whole = np.full(shape, self.fills.get(path, 0), np.float32)
+                whole = np.full(
+                    (*value.shape[:axis], leaf.shape[axis], *value.shape[axis + 1 :]),
+                    self.fills.get(path, 0),
+                    np.float32,
+                )
                 index: Any = (*(slice(None),) * axis, self.orders[name])
                 whole[index] = value
                 value = whole

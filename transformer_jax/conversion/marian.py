@@ -7,7 +7,7 @@ so every axis of the residual stream is in that order there. Pegasus keeps its t
 import dataclasses
 import json
 from collections.abc import Mapping as ReadMapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def whole(config: TransformerConfig) -> TransformerConfig:
     return dataclasses.replace(config, **biases, scan_layers=False, remat="none")  # type: ignore[arg-type]
 
 
+@lru_cache(maxsize=8)
 def leaves(config: TransformerConfig) -> dict[str, Leaf]:
     return leaves_of(EncoderDecoder(config), 2)
 

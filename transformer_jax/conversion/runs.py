@@ -13,7 +13,7 @@ from transformer_jax.analysis.run import Run
 from transformer_jax.conversion.format import Format
 from transformer_jax.conversion.mapping import Flat, unflatten
 from transformer_jax.conversion.registry import format_for_run, format_of_folder
-from transformer_jax.conversion.tensors import read_json, write_tensors
+from transformer_jax.conversion.tensors import SINGLE, read_json, write_tensors
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config, plain
 from transformer_jax.run_directory import RunDirectory, write_json
@@ -47,7 +47,8 @@ def export_run(run: Run, folder: str | Path, name: str | None = None) -> Written
         for file, content in bundle.files.items():
             (made / file).write_bytes(content)
         if bundle.tensors:
-            write_tensors(made / "model.safetensors", bundle.tensors)
+            write_tensors(made / SINGLE, bundle.tensors)
+            (made / SINGLE).chmod((made / "config.json").stat().st_mode)
         if found.describe is not None:
             (made / OWN).mkdir()
             write_json(made / OWN / "config.json", run.directory.config)

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from transformer_jax.analysis.translation import TranslationRun
-from transformer_jax.data.tokenizers import BOS
 
 KINDS = {
     "encoder": "encoder/layer_*/self_attention/weights",
@@ -59,11 +58,27 @@ def plot_attention(weights: np.ndarray, rows: Sequence[str], columns: Sequence[s
     return figure
 
 
+def plot_maps(
+    maps: Mapping[str, np.ndarray], rows: Sequence[str], columns: Mapping[str, Sequence[str]], title: str
+) -> Figure:
+    """A figure of several float[T, S] maps with the same rows side by side, zero in the middle of one scale."""
+    figure = Figure(figsize=(0.35 * sum(map(len, columns.values())) + 3, 0.3 * len(rows) + 2), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, len(maps), squeeze=False, width_ratios=[len(columns[name]) for name in maps])[0]
+    largest = max(np.abs(values).max() for values in maps.values())
+    for axis, (name, values) in zip(axes, maps.items(), strict=True):
+        image = axis.imshow(values, vmin=-largest, vmax=largest, cmap="RdBu", aspect="auto")
+        axis.set_xticks(range(len(columns[name])), columns[name], rotation=90, fontsize=7)
+        axis.set_yticks(range(len(rows)), rows if axis is axes[0] else [], fontsize=7)
+        axis.set_title(name.replace("_", " "), fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.6)
+    return figure
+
+
 def save_attention_figures(run: TranslationRun, source: str, target: str, folder: Path) -> list[Path]:
     """Writes encoder.png, decoder.png and cross.png of a sentence pair; returns their paths."""
     maps, source_pieces, target_pieces = attention_maps(run, source, target)
-    bos = run.tokenizers.target.pieces([BOS])
-    inputs = [*(bos or ["<s>"]), *target_pieces[:-1]]
+    inputs = run.read_pieces("target_embeddings", run.inputs([source], [target]))
     labels = {
         "encoder": (source_pieces, source_pieces, "Encoder self-attention: rows look at columns"),
         "decoder": (
