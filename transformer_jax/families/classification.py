@@ -78,8 +78,11 @@ class ClassificationConfig(RunConfig):
                 raise UserError(f"model.{name} is set by {given}; remove it.")
         if self.of_translation:
             build(TokenizerConfig, self.tokenizer, "tokenizer")
-            if not self.initialize.run:
-                raise UserError("tokenizer.joint: a tokenizer of sentence pairs is taken from initialize.run; name it.")
+            if not (self.initialize.run and self.initialize.tokenizer):
+                raise UserError(
+                    "tokenizer.joint: a tokenizer of sentence pairs is not trained here, but taken from a translation "
+                    "run: name it in initialize.run, with initialize.tokenizer=True."
+                )
         else:
             build(TextTokenizerConfig, self.tokenizer, "tokenizer")
         model = model_config(self, self.tokenizer["vocab_size"] + 1, 2)
@@ -203,8 +206,8 @@ def _tokenizer(
     """The run's, which is that of the run it starts from, or one trained on all training texts."""
     if run is not None and run.tokenizer.is_dir():
         return read_tokenizer(config, run)
-    if config.of_translation:
-        return load_tokenizers(RunDirectory.open(config.initialize.run).tokenizer).source
+    if config.initialize.run and config.initialize.tokenizer:
+        return read_tokenizer(config, RunDirectory.open(config.initialize.run))
     documents = in_memory([" ".join(text) for text in texts])
     trained = train_text_tokenizer(documents, build(TextTokenizerConfig, config.tokenizer, "tokenizer"))
     if run is not None:
