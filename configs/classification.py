@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 from configs import default
 
 VARIANTS = ("sentences", "words", "reviews", "smoke")
-OF_DECODER = ("num_encoder_layers", "num_decoder_layers", "tie_embeddings")
 SAME_NAMES = ("embedding/*", "positions/*", "types/*", "embedding_norm/*", "encoder/*", "pooler/*")
 
 
@@ -98,9 +97,8 @@ def start_from(config: ConfigDict, path: str) -> None:
         )  # fmt: skip
         config.model.num_layers = model["num_encoder_layers"]
         config.model.update(num_types=0, embedding_norm=False, scale_embeddings=True, pooling="mean")
-        model = {key: value for key, value in model.items() if key not in OF_DECODER}
     for key, value in model.items():
-        if key not in ("level", "pooling"):
+        if key in config.model and key not in ("level", "pooling"):
             config.model[key] = value
     config.batching.max_length = min(config.batching.max_length, config.model.max_length)
 

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.xdist_group("encoder_runs")
 MASKED = {
     **{key: value for key, value in TINY_TEXT.items() if not key.startswith(("decoding", "evaluation.stride"))},
     "dataset.documents": "lines",
-    "masking.rate": 0.3,
+    "model.initializer": "xavier",
+    "optimizer.peak_learning_rate": 3e-3,
     "tokenizer.kind": "wordpiece",
 }
 LEARNS = {
@@ -68,13 +69,12 @@ def fine_config(folder, spec="sentences", run=None, **changes):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Text; sentences that are "same" or "other"; and words that are numbers or not."""
+    """Text; sentences whose first word means "few" or "many"; and words that are odd or not."""
     folder = write_text(tmp_path_factory.mktemp("text"))
     rng = random.Random(1)
     for name, count in (("train", 200), ("valid", 40)):
-        pairs = [rng.choices(WORDS, k=2) for _ in range(count // 2)]
-        pairs += [[word, word] for word in rng.choices(WORDS, k=count // 2)]
-        lines = [f"{'same' if a == b else 'other'}\t{a} {b}.\n" for a, b in pairs]
+        pairs = [rng.choices(WORDS, k=2) for _ in range(count)]
+        lines = [f"{'few' if WORDS.index(a) < 3 else 'many'}\t{a} {b}.\n" for a, b in pairs]
         (folder / f"{name}.tsv").write_text("".join(lines))
         odd = lambda word: "B-ODD" if WORDS.index(word) % 2 == 0 else "O"
         rows = ["".join(f"{word} {odd(word)}\n" for word in pair) for pair in pairs]
@@ -85,8 +85,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pretrained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "masked"
-    config = read("masked_lm.py:files", data, **{**MASKED, **LEARNS, "training.total_steps": 600})
-    assert train(config, folder) == Outcome(600, finished=True)
+    assert train(read("masked_lm.py:files", data, **{**MASKED, **LEARNS}), folder) == Outcome(300, finished=True)
     return folder
 
 
@@ -100,7 +99,7 @@ def fine_tuned(data, pretrained, tmp_path_factory):
 def test_it_fills_in_what_the_rest_of_the_text_tells(pretrained):
     run = load_run(pretrained)
     history = run.history()
-    assert history["validation/accuracy"].dropna().iloc[-1] > 0.6
+    assert history["validation/accuracy"].dropna().iloc[-1] > 0.35  # of seven words, and not all can be told
     for word in ("two", "seven"):
         (fillings,) = run.fill_mask(f"{word} [MASK].")
         assert fillings[0].token == word
@@ -148,20 +147,20 @@ def test_a_classifier_starts_from_the_encoder(pretrained, fine_tuned):
     assert '"not_taken": {}' in report
     assert '"embedding/embedding"' in report
     assert run.tokenizer.names == there.tokenizer.names
-    assert run.labels == ("other", "same")
+    assert run.labels == ("few", "many")
     assert run.history()["validation/accuracy"].max() > 0.95
-    assert run.predict(["two two.", "two six."]) == ["same", "other"]
+    assert run.predict(["two seven.", "seven two."]) == ["few", "many"]
     (found,) = run.classify(["five five."])
-    assert list(found) == ["same", "other"]
+    assert list(found) == ["many", "few"]
     assert sum(found.values()) == pytest.approx(1, abs=1e-5)
     record, text = run.evaluate("validation", None)
     assert record["scores"]["accuracy"] == pytest.approx(run.history()["validation/accuracy"].max())
     assert "macro f1" in text
-    captured = run.capture(["two two.", "two six."], names=["logits"])["logits"]
-    np.testing.assert_allclose(jax.nn.softmax(captured[0])[1], run.classify(["two two."])[0]["same"], atol=1e-4)
+    captured = run.capture(["two two.", "six two."], names=["logits"])["logits"]
+    np.testing.assert_allclose(jax.nn.softmax(captured[0])[1], run.classify(["two two."])[0]["many"], atol=1e-4)
     output = io.StringIO()
-    write_predictions(run, ["two two.", "one six."], output)
-    assert [line.split("\t")[0] for line in output.getvalue().splitlines()] == ["same", "other"]
+    write_predictions(run, ["two two.", "six one."], output)
+    assert [line.split("\t")[0] for line in output.getvalue().splitlines()] == ["few", "many"]
 
 
 def test_words_are_labelled(data, pretrained, tmp_path):
@@ -228,7 +227,7 @@ def test_interruptions_change_nothing(kind, data, pretrained, tmp_path, monkeypa
         ("masked", {"masking.rate": 1.0}, ["masking.rate is 1.0"]),
         ("masked", {"dataset.validation": ""}, ["no validation split"]),
         ("fine", {"model.activation": "relu"}, ["model.activation='gelu_exact' there, 'relu' here"]),
-        ("fine", {"batching.max_length": 80}, ["batching.max_length=80", "model.max_length=48"]),
+        ("fine", {"batching.max_length": 80, "batching.tokens_per_batch": 512}, ["batching.max_length=80", "model.max_length=48"]),
         ("fine", {"dataset.train": "nowhere.tsv"}, ["dataset.train", "nowhere.tsv"]),
         ("fine", {"tokenizer.vocab_size": 60}, ["initialize.tokenizer=True", "vocab_size: 64 -> 60"]),
         ("fine", {"evaluation.metric": "entity_f1"}, ["entity_f1", "'sentence'"]),

@@ -20,6 +20,7 @@ from transformer_jax.data.masking import Masker, masked_evaluation_batches
 from transformer_jax.data.packing import encode_documents
 from transformer_jax.data.text import documents_of_files, load_text
 from transformer_jax.data.text_tokenizers import TextTokenizer, ids_with_mask, load_text_tokenizer, marks_of
+from transformer_jax.data.tokenizers import UNK
 from transformer_jax.decoding.batching import pad_tokens
 from transformer_jax.errors import UserError
 from transformer_jax.families.masked_lm import MaskedRunConfig, model_config
@@ -131,8 +132,8 @@ class MaskedRun(Run):
         marks = marks_of(self.tokenizer)
         (logits,) = self._on_texts([text], "__call__")
         ids = np.asarray(self.encode(text))
-        logits[:, [*marks, PAD_ID]] = -np.inf  # never of text
-        log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+        special = np.isin(np.arange(logits.shape[-1]), [*marks, PAD_ID, UNK])  # which are not of text
+        log_probs = np.asarray(jax.nn.log_softmax(np.where(special, -np.inf, logits), axis=-1))
         places = np.flatnonzero(ids == marks.mask)
         best = np.argsort(-log_probs[places], axis=-1)[:, :top]
         found = []
