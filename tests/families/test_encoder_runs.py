@@ -179,8 +179,10 @@ def test_words_are_labelled(data, pretrained, tmp_path):
 
 def test_a_translations_encoder_is_a_start_too(data, tmp_path):
     pairs = write_pairs(tmp_path / "pairs")
-    train(tiny_config(pairs, training__total_steps=20), tmp_path / "translation")
-    assert train(fine_config(data, run=tmp_path / "translation"), tmp_path / "run").finished
+    short = dict(training__total_steps=2, evaluation__decode="none", evaluation__metric="loss", batching__num_shapes=1)
+    train(tiny_config(pairs, **short), tmp_path / "translation")
+    config = fine_config(data, run=tmp_path / "translation", **{"training.total_steps": 20})
+    assert train(config, tmp_path / "run").finished
     there, run = load_run(tmp_path / "translation"), load_run(tmp_path / "run", "20")
     report = (tmp_path / "run" / "initialization.json").read_text()
     assert '"embedding/embedding"' in report and '"not_taken": {}' in report  # noqa: PT018
@@ -227,7 +229,11 @@ def test_interruptions_change_nothing(kind, data, pretrained, tmp_path, monkeypa
         ("masked", {"masking.rate": 1.0}, ["masking.rate is 1.0"]),
         ("masked", {"dataset.validation": ""}, ["no validation split"]),
         ("fine", {"model.activation": "relu"}, ["model.activation='gelu_exact' there, 'relu' here"]),
-        ("fine", {"batching.max_length": 80, "batching.tokens_per_batch": 512}, ["batching.max_length=80", "model.max_length=48"]),
+        (
+            "fine",
+            {"batching.max_length": 80, "batching.tokens_per_batch": 512},
+            ["batching.max_length=80", "model.max_length=48"],
+        ),
         ("fine", {"dataset.train": "nowhere.tsv"}, ["dataset.train", "nowhere.tsv"]),
         ("fine", {"tokenizer.vocab_size": 60}, ["initialize.tokenizer=True", "vocab_size: 64 -> 60"]),
         ("fine", {"evaluation.metric": "entity_f1"}, ["entity_f1", "'sentence'"]),
