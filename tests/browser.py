@@ -36,5 +36,5 @@ def open_page(browser: Any, path: Path) -> None:
 
 
 def complaints(browser: Any) -> list[str]:
-    """What the browser has complained of since this was last asked."""
-    return [entry["message"] for entry in browser.get_log("browser")]
+    """The errors that the browser has met since this was last asked."""
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -28,6 +28,11 @@ ALL = [
     "phrases.py",
     "parallel_text.py",
 ]
+IMAGES = {
+    "discrete_vae": ["shapes", "mnist", "smoke"],
+    "text_to_image": ["shapes", "mnist", "smoke"],
+    "image_classification": ["mnist", "smoke"],
+}
 TEXT = ["python", "shakespeare", "files", "lm1b", "gpt2", "gpt3-175b", "smoke"]
 
 
@@ -79,8 +84,16 @@ def test_berts_presets_have_its_parameters(variant, published):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == published
 
 
+@pytest.mark.parametrize(("name", "variant"), [(name, variant) for name in IMAGES for variant in IMAGES[name]])
+def test_configs_of_images_are_whole(name, variant):
+    config = parse_config(load_config(f"{CONFIGS / name}.py:{variant}"))
+    assert config.evaluation.every_steps % config.checkpoints.every_steps == 0
+    assert config.family == name
+
+
 def test_all_config_files_are_tested_and_refuse_unknown_variants():
     named = {spec.partition(":")[0] for spec in ALL} | {"language_model.py", "masked_lm.py", "classification.py"}
+    named |= {f"{name}.py" for name in IMAGES}
     assert named == {file.name for file in CONFIGS.glob("*.py")} - {"__init__.py", "default.py"}
     for name in named:
         with pytest.raises(Exception, match=r"no-such-variant|takes no argument"):

@@ -15,11 +15,6 @@ LONG = " ".join(f"word{i}" for i in range(59))
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    yield from browsers.start()
-
-
-@pytest.fixture(scope="module")
 def small():
     return made_example("A dog runs", "Ein Hund läuft")
 

@@ -34,6 +34,7 @@ REVISIONS = {"TransformerSpec": 7, "TransformerDecoderSpec": 8}
 TYPES = {"float32": 0, "int8": 1, "int16": 2, "int32": 3}
 ACTIVATIONS = {"relu": 0, "gelu": 1, "silu": 2}
 ALLOWED = {
+    "model.architecture": ("transformer",),
     "model.norm": ("layer_norm",),
     "model.positions": ("sinusoidal", "learned"),
     "model.activation": tuple(ACTIVATIONS),

@@ -75,7 +75,9 @@ def require(what: str, values: Mapping[str, Any], allowed: Mapping[str, tuple[An
 def switches(model: Any) -> dict[str, Any]:
     """A model's hyperparameters under the names they have in a config."""
     values = {f"model.{name}": value for name, value in dataclasses.asdict(model).items()}
-    return values | {"model.num_kv_heads": None if model.kv_heads == model.num_heads else model.num_kv_heads}
+    if values.get("model.num_kv_heads") == values.get("model.num_heads"):
+        values["model.num_kv_heads"] = None
+    return values
 
 
 def trimmed(flat: Flat, whole: Any, wanted: Any, paths: Collection[str]) -> tuple[Any, Flat]:

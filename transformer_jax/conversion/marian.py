@@ -135,6 +135,7 @@ def export(run: Any, placement: str) -> Bundle:
     """A translation run as Marian or Pegasus, with its tokenizers."""
     config, joint = run.model.config, run.config.tokenizer.joint
     name = "marian" if placement == "post" else "pegasus"
+    require(name, switches(config), {"model.architecture": ("transformer",)})
     if config.norm_placement != placement:
         other = "pegasus" if name == "marian" else "marian"
         raise UserError(
@@ -330,7 +331,7 @@ def make(name: str, placement: str) -> Format:
     return Format(
         name=name,
         family="translation",
-        suits=lambda model: model.norm_placement == placement,
+        suits=lambda model: getattr(model, "norm_placement", None) == placement,
         export=partial(export, placement=placement),
         model_type=name,
         describe=partial(describe, placement=placement),

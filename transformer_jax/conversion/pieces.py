@@ -38,7 +38,7 @@ def renumbered(model: bytes, names: Sequence[str], is_target: bool) -> bytes:
             made.append(kind(piece=name, score=0.0, type=kind.USER_DEFINED))
         else:
             made.append(kind(piece=name, score=0.0, type=kind.UNUSED if is_target else kind.CONTROL))
-    proto.pieces[:] = []
+    del proto.pieces[:]
     proto.pieces.extend([*made, *(piece for name, piece in own.items() if name not in SPECIAL)])
     trainer = proto.trainer_spec
     trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = range(4)

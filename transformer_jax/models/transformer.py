@@ -318,6 +318,8 @@ norms; the products with weights; its input alone. With "none", no policy: every
 class Stack(nn.Module):
     """A stack of layers, unrolled (``layer_0``, ``layer_1`` …) or scanned (``layers``, parameters stacked).
 
+    With ``own_bias`` the bias that it is called with has a leading axis of layers, each of which is given its own.
+
     Point: ``output`` [B, T, D], after the last norm.
     """
 
@@ -325,6 +327,7 @@ class Stack(nn.Module):
     num_layers: int
     causal: bool
     has_memory: bool
+    own_bias: bool = False
 
     def setup(self) -> None:
         c = self.config
@@ -335,12 +338,12 @@ class Stack(nn.Module):
         if c.remat != "none":
             layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
-            broadcast = (nn.broadcast,) * 5
+            broadcast = (nn.broadcast,) * 4
             self.layers = nn.scan(
                 layer,
                 variable_axes={"params": 0, COLLECTION: 0},
                 split_rngs={"params": True},
-                in_axes=(0, *broadcast),
+                in_axes=(0, 0 if self.own_bias else nn.broadcast, *broadcast),
                 length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(c, self.has_memory)
@@ -373,12 +376,12 @@ class Stack(nn.Module):
             terms.append(jnp.where(distance <= 0, 0.0, MASKED))
         self_bias: Any = sum(term for term in terms if term is not None)
         rotations = positions if c.positions == "rotary" else None
-        shared = (self_bias, memory, cross_bias, rotations, seeds)
+        shared = (memory, cross_bias, rotations, seeds)
         if c.scan_layers:
-            x, _ = self.layers(x, jnp.arange(self.num_layers, dtype=jnp.uint32), *shared)
+            x, _ = self.layers(x, jnp.arange(self.num_layers, dtype=jnp.uint32), self_bias, *shared)
         else:
             for i, layer in enumerate(self.unrolled()):
-                x, _ = layer(x, i, *shared)
+                x, _ = layer(x, i, self_bias[i] if self.own_bias else self_bias, *shared)
         return self.finish(x)
 
     def finish(self, x: Array) -> Array:

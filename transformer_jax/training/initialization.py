@@ -114,7 +114,7 @@ def initialize(
     Raises: UserError when that run or its checkpoint is not there, or nothing of it can be taken.
     """
     other = RunDirectory.open(config.run)
-    there = _read(config, other)
+    there = read_parameters(other, config.checkpoint, "initialize.checkpoint")
     foreign = set()
     if digests(run.tokenizer) != digests(other.tokenizer):
         boxes = _by_path(jax.eval_shape(task.init, jax.random.key(0)), is_leaf=lambda x: hasattr(x, "names"))
@@ -146,24 +146,27 @@ def adopt_tokenizer(config: InitializeConfig, run: RunDirectory) -> None:
         unfinished.rename(run.tokenizer)
 
 
-def _read(config: InitializeConfig, other: RunDirectory) -> Any:
-    """The parameters of the chosen checkpoint; of the best one those that were evaluated."""
+def read_parameters(other: RunDirectory, choice: str, key: str) -> Any:
+    """The parameters of a run's checkpoint "best", "latest" or a step; of the best one those that were evaluated.
+
+    Args: key: where the choice is from.
+    Raises: UserError when there is none such; names the key, and the steps that there are.
+    """
     metric = other.config["evaluation"]["metric"]
     with Checkpoints(other.checkpoints, best_metric=metric, best_mode=best_mode(metric)) as checkpoints:
         best, latest = checkpoints.best_step(), checkpoints.latest_step()
-        if config.checkpoint == "best" and best is not None:
+        if choice == "best" and best is not None:
             weights = other.config["evaluation"]["weights"]
             parts = [EVALUATED, *(["ema_params"] if weights == "ema" else []), "params"]
             there = checkpoints.parts(best)
             return checkpoints.restore_parameters(best, next(part for part in parts if part in there))
-        if config.checkpoint in ("best", "latest") and latest is not None:
+        if choice in ("best", "latest") and latest is not None:
             return checkpoints.restore_parameters(latest)
-        if config.checkpoint.isdecimal():
-            return checkpoints.restore_parameters(int(config.checkpoint))
-    raise UserError(
-        f"initialize.checkpoint={config.checkpoint!r}: {other.path} has the steps {checkpoints.steps()}; give best, "
-        "latest or one of them."
-    )
+        if choice.isdecimal() and int(choice) in checkpoints.steps():
+            return checkpoints.restore_parameters(int(choice))
+        raise UserError(
+            f"{key}={choice!r}: {other.path} has the steps {checkpoints.steps()}; give best, latest or one of them."
+        )
 
 
 def put(state: TrainState, taken: dict[str, np.ndarray], optimizer: optax.GradientTransformation) -> TrainState:

@@ -45,7 +45,7 @@ class Task(Protocol):
     def loss(self, params: Any, batch: Batch, seeds: Seeds) -> tuple[Array, Sums]:
         """The summed loss of a batch, and sums, among them ``loss`` and ``tokens``, its count.
 
-        Seeds None: evaluation.
+        In training the batch has the optimizer's "step" besides its own arrays, int32[B]. Seeds None: evaluation.
         """
         ...
 
