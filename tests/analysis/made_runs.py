@@ -51,7 +51,9 @@ def language_model_run(**changes: Any) -> LanguageModelRun:
 
 def text_to_image_run(**changes: Any) -> TextToImageRun:
     settings = {"image_tokenizer__run": "nowhere", "model__num_heads": 4, **changes}
-    sizes = dict(image_size=12, channels=3, vocab_size=16, code_width=4, patch_size=4, width=4, halvings=0, num_blocks=1)
+    sizes = dict(
+        image_size=12, channels=3, vocab_size=16, code_width=4, patch_size=4, width=4, halvings=0, num_blocks=1
+    )
     vae = DiscreteVae(DiscreteVaeConfig(**sizes))
     shapes = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 12, 12, 3), np.uint8))["params"]
     letters = CharacterTokenizer(" abcdefghijklmnopqrstuvwxyz")
