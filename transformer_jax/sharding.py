@@ -33,6 +33,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("gate", None),
     ("norm", None),
     ("positions", None),
+    ("types", None),
     ("buckets", None),
     ("layers", None),
 )

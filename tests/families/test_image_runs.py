@@ -143,7 +143,7 @@ def test_scores_are_of_the_image_given_the_caption(runs):
     np.testing.assert_allclose(scored, [best[0].log_prob], rtol=1e-4)
     image = run.decode_images([best[0].tokens])
     assert run.score(CAPTIONS[:1], image).shape == (1,)
-    with pytest.raises(UserError, match="tokens, model.text_length is 24"):
+    with pytest.raises(UserError, match=r"tokens, model\.text_length is 24"):
         run.generate(["a very " * 30])
 
 

@@ -268,15 +268,19 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Any:
     Returns: the `Run` of the family that its config names: `TranslationRun` …
     Raises: UserError when there is no run, or no such checkpoint.
     """
+    from transformer_jax.analysis.classification import ClassificationRun
     from transformer_jax.analysis.discrete_vae import DiscreteVaeRun
     from transformer_jax.analysis.image_classification import ImageClassificationRun
     from transformer_jax.analysis.language_model import LanguageModelRun
+    from transformer_jax.analysis.masked_lm import MaskedRun
     from transformer_jax.analysis.text_to_image import TextToImageRun
     from transformer_jax.analysis.translation import TranslationRun
 
     runs = {
         "translation": TranslationRun,
         "language_model": LanguageModelRun,
+        "masked_lm": MaskedRun,
+        "classification": ClassificationRun,
         "discrete_vae": DiscreteVaeRun,
         "text_to_image": TextToImageRun,
         "image_classification": ImageClassificationRun,

@@ -8,7 +8,15 @@ from transformer_jax.errors import UserError
 if TYPE_CHECKING:
     from transformer_jax.families.family import Family
 
-FAMILIES = ("translation", "language_model", "discrete_vae", "text_to_image", "image_classification")
+FAMILIES = (
+    "translation",
+    "language_model",
+    "masked_lm",
+    "classification",
+    "discrete_vae",
+    "text_to_image",
+    "image_classification",
+)
 
 
 def find_family(name: str) -> "Family":
@@ -22,6 +30,14 @@ def find_family(name: str) -> "Family":
             from transformer_jax.families.language_model import LANGUAGE_MODEL
 
             return LANGUAGE_MODEL
+        case "masked_lm":
+            from transformer_jax.families.masked_lm import MASKED_LM
+
+            return MASKED_LM
+        case "classification":
+            from transformer_jax.families.classification import CLASSIFICATION
+
+            return CLASSIFICATION
         case "discrete_vae":
             from transformer_jax.families.discrete_vae import DISCRETE_VAE
 

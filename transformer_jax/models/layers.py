@@ -106,6 +106,26 @@ class Embedding(nn.Module):
         return table
 
 
+def draw_normal(boxed: Any, rng: Array, std: float, output_std: float) -> Any:
+    """Parameters boxed with their axis names, with every kernel and table drawn anew from N(0, std²).
+
+    Args: output_std: for the kernels called "output", which end a residual branch.
+    """
+    count = iter(range(1 << 30))
+
+    def draw(path: Any, box: Any) -> Any:
+        names = [key.key for key in path]
+        if names[-1] not in ("kernel", "embedding"):
+            return box
+        key = jax.random.fold_in(rng, next(count))
+        return box.replace_boxed(
+            (output_std if names[-2] == "output" else std) * jax.random.normal(key, box.value.shape)
+        )
+
+    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+    return jax.tree_util.tree_map_with_path(draw, boxed, is_leaf=is_box)
+
+
 class OutputBias(nn.Module):
     """A bias float32[V] on logits."""
 

@@ -5,7 +5,9 @@ The paper's own choices (Vaswani et al. 2017) are the defaults.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
@@ -52,7 +54,7 @@ class BlockConfig:
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     norm_epsilon: float = 1e-6
     positions: Literal["sinusoidal", "learned", "rotary", "relative", "alibi", "none"] = "sinusoidal"
-    activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = "relu"
+    activation: Literal["relu", "gelu", "gelu_exact", "silu", "reglu", "geglu", "swiglu"] = "relu"  # ACTIVATIONS
     attention_bias: bool = False
     attention_implementation: Literal["plain", "xla", "cudnn"] = "plain"  # ours, or one of jax.nn's; cudnn is fused
     feed_forward_bias: bool = True
@@ -160,6 +162,17 @@ def need(ok: bool, message: str) -> None:
         raise UserError(f"model: {message}")
 
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,  # by its tanh approximation, as GPT-2's
+    "gelu_exact": partial(nn.gelu, approximate=False),  # by the error function, as BERT's
+    "silu": nn.silu,
+    "reglu": nn.relu,
+    "geglu": nn.gelu,
+    "swiglu": nn.silu,
+}
+
+
 class FeedForward(nn.Module):
     """max(0, x·W1 + b1)·W2 + b2 (section 3.3), or another activation, or a gated unit (Shazeer 2020).
 
@@ -172,9 +185,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array, seeds: Seeds) -> Array:
         c = self.config
         gated = c.activation.endswith("glu")
-        act = {"re": nn.relu, "ge": nn.gelu, "si": nn.silu, "swi": nn.silu}[
-            c.activation[:-3] if gated else c.activation[:2]
-        ]
+        act = ACTIVATIONS[c.activation]
         shape, axes = (
             ((c.d_model, 2, c.d_ff), ("embed", "gate", "mlp")) if gated else ((c.d_model, c.d_ff), ("embed", "mlp"))
         )

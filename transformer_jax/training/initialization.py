@@ -28,12 +28,26 @@ class InitializeConfig:
 
     run: str  # the other run's directory; "": none
     checkpoint: str  # best, latest, or a step
-    parameters: tuple[str, ...]  # patterns of paths in the parameter tree: "encoder/*"; one that matches is enough
+    parameters: tuple[str, ...]  # patterns of paths: "encoder/*"; "a/*=b/*": called b there
     tokenizer: bool  # take its tokenizers too, which the embeddings mean something with only
 
     def __post_init__(self) -> None:
         if self.run and not self.parameters:
             raise UserError("initialize.parameters is empty: give patterns of parameter paths, ('*',) for all.")
+        for pattern in self.parameters:
+            parts = pattern.split("=")
+            if len(parts) > 2 or (len(parts) == 2 and not all(p.count("*") == 1 and p.endswith("*") for p in parts)):
+                raise UserError(
+                    f"initialize.parameters has {pattern!r}; with a name of its own there, a pattern is HERE/*=THERE/*."
+                )
+
+    def path_there(self, path: str) -> str | None:
+        """What a parameter of the new run is called in the other one, by the first pattern that matches, if any."""
+        for pattern in self.parameters:
+            here, _, there = pattern.partition("=")
+            if fnmatchcase(path, here):
+                return there[:-1] + path[len(here) - 1 :] if there else path
+        return None
 
 
 @dataclass(frozen=True)
@@ -71,16 +85,17 @@ def take(config: InitializeConfig, wanted: Any, there: Any, foreign: set[str]) -
     taken: dict[str, np.ndarray] = {}
     left_out, not_taken = [], {}
     for path, leaf in _by_path(wanted).items():
-        if not any(fnmatchcase(path, pattern) for pattern in config.parameters):
+        there_called = config.path_there(path)
+        if there_called is None:
             left_out.append(path)
-        elif path not in source:
+        elif there_called not in source:
             not_taken[path] = "not in that run"
-        elif source[path].shape != leaf.shape:
-            not_taken[path] = f"shape {source[path].shape} there, {leaf.shape} here"
+        elif source[there_called].shape != leaf.shape:
+            not_taken[path] = f"shape {source[there_called].shape} there, {leaf.shape} here"
         elif path in foreign:
             not_taken[path] = "another vocabulary"
         else:
-            taken[path] = np.asarray(source[path])
+            taken[path] = np.asarray(source[there_called])
     report = Report(config.run, tuple(taken), tuple(left_out), not_taken)
     if not taken:
         paths = ", ".join(list(_by_path(wanted))[:5])
