@@ -6,8 +6,8 @@
     python experiments/translate.py runs/opus news.en
 
 Formats: marian (layers normalised after sublayers) and pegasus (before), gpt2 and bert, as Hugging Face folders with
-safetensors and tokenizer files, in both directions; ctranslate2, written only. What a format cannot express is an error that says
-so before anything is written. Nothing that is read is executed. See docs/convert.md.
+safetensors and tokenizer files, in both directions; ctranslate2, written only. What a format cannot express is an
+error that says so before anything is written. Nothing that is read is executed. See docs/convert.md.
 """
 
 from pathlib import Path
