@@ -10,9 +10,10 @@ import numpy as np
 
 from tests.made_files import tiny_config
 from tests.made_images import tiny_image_config
-from tests.made_text import tiny_text_config
+from tests.made_text import tiny_masked_config, tiny_text_config
 from tests.models.tiny import drawn_like
 from transformer_jax.analysis.language_model import LanguageModelRun
+from transformer_jax.analysis.masked_lm import MaskedRun
 from transformer_jax.analysis.text_to_image import TextToImageRun
 from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.data.text_tokenizers import CharacterTokenizer
@@ -62,6 +63,12 @@ def text_to_image_run(**changes: Any) -> TextToImageRun:
     return opened(TextToImageRun, config, tokenizer=letters, image_tokenizer=images)
 
 
+def masked_run(**changes: Any) -> MaskedRun:
+    settings = {"model__num_heads": 4, "model__num_layers": 2, "model__norm_placement": "pre", **changes}
+    letters = CharacterTokenizer(" abcdefghijklmnopqrstuvwxyz")
+    return opened(MaskedRun, tiny_masked_config(Path("nowhere"), **settings), tokenizer=letters)
+
+
 @dataclass(frozen=True)
 class Made:
     """How to test a family.
@@ -99,3 +106,7 @@ FAMILIES = {
         lambda run, line, tokens: log_probs(run.model, run.params, run.text([line]), np.array([tokens]))[0],
     ),
 }
+ENCODERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "masked_lm": (masked_run, (["one two", "four [MASK]", "a"],)),
+}
+"""Families that only read: what makes an opened run, and what can be captured."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.analysis.made_runs import FAMILIES
+from tests.analysis.made_runs import ENCODERS, FAMILIES
 from transformer_jax.analysis.capture import read
 from transformer_jax.errors import UserError
 from transformer_jax.models.taps import COLLECTION
@@ -14,8 +14,11 @@ HEAD = "decoder/layer_0/self_attention/heads"
 SEARCH = dict(method="beam", n_best=2, beam_size=3)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES, *ENCODERS])
 def made(request):
+    if request.param in ENCODERS:
+        make, texts = ENCODERS[request.param]
+        return make(), texts
     family = FAMILIES[request.param]
     return family.make(), family.texts
 
@@ -36,7 +39,9 @@ def test_activations_are_those_of_the_model(made):
     for name, value in found.items():
         assert len(value) == 3
         if name.endswith("/weights"):
-            np.testing.assert_allclose(value.sum(-1), 1.0, atol=1e-5)
+            for row in range(3):
+                used = len(run.pieces(inputs, row)[run.sides(name)[0]])
+                np.testing.assert_allclose(value[row, :, :used].sum(-1), 1.0, atol=1e-5)
 
 
 def test_padding_does_not_show(made):
@@ -55,8 +60,9 @@ def test_padding_does_not_show(made):
 
 def test_residuals_add_up(made):
     run, texts = made
-    found = run.capture(*texts, names=["decoder/layer_1/*"])
-    of = lambda point: found[f"decoder/layer_1/{point}"]
+    layer = f"{run.model.last_stack}/layer_1"
+    found = run.capture(*texts, names=[f"{layer}/*"])
+    of = lambda point: found[f"{layer}/{point}"]
     added = of("residual_before") + sum(v for name, v in found.items() if name.endswith("_output"))
     np.testing.assert_allclose(of("residual_after"), added, atol=1e-5)
 
