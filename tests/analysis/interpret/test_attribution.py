@@ -18,7 +18,9 @@ TEXT = ("one two", "eins")
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def made(request):
-    return FAMILIES[request.param].make(), [side[0] for side in FAMILIES[request.param].texts]
+    """Products in float32, so that differences of small steps are slopes."""
+    family = FAMILIES[request.param]
+    return family.make(model__dtype="float32"), [side[0] for side in family.texts]
 
 
 def total(attribution):
