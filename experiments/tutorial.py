@@ -10,6 +10,7 @@ cross-attention aligns words, takes the one that is best at numbers, ablates it,
 """
 
 # %%
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -97,9 +98,15 @@ def right(translations: list[str]) -> np.ndarray:
     return np.asarray(translations) == np.asarray(pairs.targets)
 
 
+def wrong_numbers(translations: list[str]) -> int:
+    digits = lambda text: sorted(re.findall(r"\d+", text))
+    return sum(digits(line) != digits(target) for line, target in zip(translations, pairs.targets, strict=True))
+
+
 def show_broken(translations: list[str], examples: int = 5) -> None:
     broken = np.flatnonzero(right(before) & ~right(translations))
     print(f"{len(broken)} phrases broken:", dict(Counter(pairs.categories[i] for i in broken).most_common()))
+    print(f"Phrases in which a number is wrong: {wrong_numbers(before)} -> {wrong_numbers(translations)}")
     for i in broken[:: max(1, len(broken) // examples)][:examples]:
         print(f"  {pairs.sources[i]}\n    was    {before[i]}\n    is     {translations[i]}")
 
