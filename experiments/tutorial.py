@@ -100,7 +100,8 @@ def right(translations: list[str]) -> np.ndarray:
 
 def wrong_numbers(translations: list[str]) -> int:
     digits = lambda text: sorted(re.findall(r"\d+", text))
-    return sum(digits(line) != digits(target) for line, target in zip(translations, pairs.targets, strict=True))
+    both = zip(translations, pairs.targets, strict=True)
+    return sum(digits(line) != digits(target) for line, target in both if is_number(target))
 
 
 def show_broken(translations: list[str], examples: int = 5) -> None:
