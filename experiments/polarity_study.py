@@ -40,7 +40,6 @@ PRETRAINING = {
     "batching.length": 64,
     "optimizer.peak_learning_rate": 2e-3,
     "optimizer.warmup_steps": 300,
-    "training.total_steps": 3000,
     "checkpoints.every_steps": 500,
     "evaluation.every_steps": 500,
     **SIZES,
@@ -64,8 +63,8 @@ def plain_text(line: str) -> str:
 class Study:
     """A folder of runs, and what is known from them."""
 
-    def __init__(self, folder: str | Path, data: str | Path):
-        self.folder, self.data = Path(folder), Path(data)
+    def __init__(self, folder: str | Path, data: str | Path, pretraining_steps: int):
+        self.folder, self.data, self.pretraining_steps = Path(folder), Path(data), pretraining_steps
 
     def write_text(self) -> Path:
         """The unlabelled text, once; the folder it is in."""
@@ -86,7 +85,8 @@ class Study:
 
     def pretrained(self) -> Path:
         """The run that the pretrained side starts from, trained to its end."""
-        settings = {"dataset.path": self.write_text(), **PRETRAINING}
+        steps = {"training.total_steps": self.pretraining_steps}
+        settings = {"dataset.path": self.write_text(), **steps, **PRETRAINING}
         return self._train("masked_lm.py:files", "pretraining", settings)
 
     def make(self, side: str, share: float) -> None:
