@@ -57,7 +57,7 @@ FINE_TUNING = {
 
 def plain_text(line: str) -> str:
     """A line as the reviews are written: in lower case, signs apart from words."""
-    return " ".join(re.sub(r"([^\w\s'])", r" \1 ", line.lower()).split())
+    return " ".join(re.sub(r"([^\w\s'-])", r" \1 ", line.lower()).split())
 
 
 class Study:
@@ -76,11 +76,11 @@ class Study:
             reviews = read_movie_reviews(self.data / "movie_reviews")
             lines = [text for (text,) in reviews["train"].texts] * REPEATS
             for name in OTHER_TEXT:
-                lines += gzip.decompress((self.data / name).read_bytes()).decode().splitlines()
+                lines += map(plain_text, gzip.decompress((self.data / name).read_bytes()).decode().splitlines())
             folder.mkdir(parents=True, exist_ok=True)
             validation = [text for (text,) in reviews["validation"].texts]
             for name, texts in (("validation", validation), ("train", lines)):
-                write_text(folder / f"{name}.txt", "".join(f"{plain_text(line)}\n" for line in texts))
+                write_text(folder / f"{name}.txt", "".join(f"{line}\n" for line in texts))
         return folder
 
     def pretrained(self) -> Path:
