@@ -1,4 +1,4 @@
-"""Arrays as batches: each example once an epoch, in an order that follows from the seed, in blocks that fit together."""
+"""Arrays as batches: each example once an epoch, in an order that follows from the seed, in blocks that fit."""
 
 import numpy as np
 import pytest

@@ -30,11 +30,12 @@ AREAS = {"circle": np.pi, "square": 4.0, "triangle": 2.0, "cross": 4 * (2 * 0.36
 def test_every_caption_says_what_its_scene_is():
     groups = [Group(*parts) for parts in itertools.product((1, 2, 3), SIZES, COLOURS, SHAPES)]
     scenes = [Scene((group,), None) for group in groups]
-    scenes += [Scene(pair, relation) for pair in zip(groups, groups[1:], strict=False) for relation in RELATIONS]
+    scenes += [Scene(pair, relation) for pair in itertools.pairwise(groups) for relation in RELATIONS]
     captions = [str(scene) for scene in scenes]
     assert len(set(captions)) == len(scenes)
     assert [parse_caption(caption) for caption in captions] == scenes
-    assert str(Scene((groups[3], groups[100]), "left of")) == "a small red cross left of two small red circles"
+    scene = Scene((Group(1, "small", "red", "cross"), Group(2, "large", "blue", "circle")), "left of")
+    assert str(scene) == "a small red cross left of two large blue circles"
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_scores_are_of_the_image_given_the_caption(runs):
     np.testing.assert_allclose(scored, [best[0].log_prob], rtol=1e-4)
     image = run.decode_images([best[0].tokens])
     assert run.score(CAPTIONS[:1], image).shape == (1,)
-    with pytest.raises(UserError, match="tokens, model.text_length is 24"):
+    with pytest.raises(UserError, match=r"tokens, model\.text_length is 24"):
         run.generate(["a very " * 30])
 
 
@@ -183,7 +183,13 @@ def test_a_classifier_judges_digits(runs, configs, folder):
     changes |= {"evaluation__weights": "latest"}
     train(tiny_image_config("discrete_vae", **digits, **changes), folder / "digits-vae")
     judged = {"image_tokenizer__run": folder / "digits-vae", "evaluation__classifier": folder / "image_classification"}
-    judged |= {"evaluation__metric": "accuracy", "tokenizer__vocab_size": 300, **digits, **changes}
+    judged |= {
+        "evaluation__metric": "accuracy",
+        "tokenizer__vocab_size": 300,
+        "model__text_length": 32,
+        **digits,
+        **changes,
+    }
     train(tiny_image_config("text_to_image", **judged), folder / "digits-model")
     drawn = load_run(folder / "digits-model")
     assert 0 <= drawn.history()["validation/accuracy"].dropna().iloc[-1] <= 1

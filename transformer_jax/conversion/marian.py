@@ -156,7 +156,7 @@ def export(run: Any, placement: str) -> Bundle:
         tensors |= {POSITIONS.format(stack): table for stack in ("encoder", "decoder")}
     languages = run.config.dataset
     special = {"source_lang": languages.source_language, "target_lang": languages.target_language}
-    pieces = run.tokenizers.target.pieces([EOS_ID, UNK_ID, BOS_ID if ids["pad"] == ids["bos"] else PAD_ID])
+    pieces = run.tokenizers.target.pieces([EOS_ID, UNK_ID, PAD_ID])
     special |= dict(zip(("eos_token", "unk_token", "pad_token"), pieces, strict=True))
     files = piece_files(run.tokenizers, special, numbers.tolist() if joint else range(config.source_vocab_size))
     files["config.json"] = json.dumps(settings_of(config, name, ids, len(numbers)), indent=2).encode()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
@@ -94,7 +95,7 @@ class ImageTokenizer:
             record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
             with np.load(directory / ARRAYS) as arrays:
                 params = traverse_util.unflatten_dict({tuple(n.split("/")): arrays[n] for n in arrays.files})
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, BadZipFile) as error:
             raise UserError(f"{directory} has no whole image tokenizer ({error}): restore it from a copy.") from error
         found = cls(build(DiscreteVaeConfig, record["config"], "image_tokenizer"), params)
         if found.digest != record["sha256"]:

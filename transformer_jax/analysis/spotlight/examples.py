@@ -135,7 +135,8 @@ def example(run: Run, text: str, **settings: Any) -> Example:
     outputs = [hypothesis.tokens for hypothesis in searched.found]
     texts = run.decode(outputs)
     inputs = run.hypothesis_inputs(text, outputs) if writes else run.inputs([text])
-    captured = run.capture_inputs(inputs, ["*/weights", "logits"])
+    weights = ["*/weights"] if any(name.endswith("/weights") for name in run.points) else []
+    captured = run.capture_inputs(inputs, [*weights, "logits"])
     log_probs = log_softmax(captured["logits"].astype(np.float32), axis=-1)
     best: Inputs = tuple(side[:1, : len(unpadded(side[0]))] for side in inputs)
     return Example(
