@@ -20,6 +20,7 @@ from transformer_jax.host import prepare_cpu
 
 DATA = flags.DEFINE_string("data", None, "folder with movie_reviews, multi30k and tatoeba_de_en", required=True)
 STUDY = flags.DEFINE_string("study", "studies/polarity", "folder of the study")
+PRETRAINING_STEPS = flags.DEFINE_integer("pretraining_steps", 10_000, "of 64 rows of 64 tokens", lower_bound=1)
 CELLS = flags.DEFINE_list("cells", None, "what of the table to make, as SIDE:SHARE; default all")
 
 
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
     chosen = CELLS.value or known
     if unknown := sorted(set(chosen) - set(known)):
         raise UserError(f"--cells: there is no {unknown[0]}; known: {', '.join(known)}.")
-    study = Study(STUDY.value, DATA.value)
+    study = Study(STUDY.value, DATA.value, PRETRAINING_STEPS.value)
     for cell in chosen:
         side, _, share = cell.partition(":")
         study.make(side, float(share))

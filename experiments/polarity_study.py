@@ -40,7 +40,6 @@ PRETRAINING = {
     "batching.length": 64,
     "optimizer.peak_learning_rate": 2e-3,
     "optimizer.warmup_steps": 300,
-    "training.total_steps": 3000,
     "checkpoints.every_steps": 500,
     "evaluation.every_steps": 500,
     **SIZES,
@@ -58,14 +57,14 @@ FINE_TUNING = {
 
 def plain_text(line: str) -> str:
     """A line as the reviews are written: in lower case, signs apart from words."""
-    return " ".join(re.sub(r"([^\w\s'])", r" \1 ", line.lower()).split())
+    return " ".join(re.sub(r"([^\w\s'-])", r" \1 ", line.lower()).split())
 
 
 class Study:
     """A folder of runs, and what is known from them."""
 
-    def __init__(self, folder: str | Path, data: str | Path):
-        self.folder, self.data = Path(folder), Path(data)
+    def __init__(self, folder: str | Path, data: str | Path, pretraining_steps: int):
+        self.folder, self.data, self.pretraining_steps = Path(folder), Path(data), pretraining_steps
 
     def write_text(self) -> Path:
         """The unlabelled text, once; the folder it is in."""
@@ -77,16 +76,17 @@ class Study:
             reviews = read_movie_reviews(self.data / "movie_reviews")
             lines = [text for (text,) in reviews["train"].texts] * REPEATS
             for name in OTHER_TEXT:
-                lines += gzip.decompress((self.data / name).read_bytes()).decode().splitlines()
+                lines += map(plain_text, gzip.decompress((self.data / name).read_bytes()).decode().splitlines())
             folder.mkdir(parents=True, exist_ok=True)
             validation = [text for (text,) in reviews["validation"].texts]
             for name, texts in (("validation", validation), ("train", lines)):
-                write_text(folder / f"{name}.txt", "".join(f"{plain_text(line)}\n" for line in texts))
+                write_text(folder / f"{name}.txt", "".join(f"{line}\n" for line in texts))
         return folder
 
     def pretrained(self) -> Path:
         """The run that the pretrained side starts from, trained to its end."""
-        settings = {"dataset.path": self.write_text(), **PRETRAINING}
+        steps = {"training.total_steps": self.pretraining_steps}
+        settings = {"dataset.path": self.write_text(), **steps, **PRETRAINING}
         return self._train("masked_lm.py:files", "pretraining", settings)
 
     def make(self, side: str, share: float) -> None:
