@@ -22,7 +22,7 @@ def base() -> ConfigDict:
     config.batching.rows = 64
 
     config.model = ConfigDict()
-    config.model.vocab_size = 256
+    config.model.vocab_size = 512
     config.model.code_width = 64
     config.model.patch_size = 2
     config.model.width = 48
@@ -33,9 +33,9 @@ def base() -> ConfigDict:
     config.task.first_temperature = 1.0
     config.task.last_temperature = 1 / 16
     config.task.temperature_steps = 2000
-    # Whole from the first step on: else drawn images, whose surfaces are of one colour, use but a few of the codes.
-    config.task.kl_weight = 3.0
-    config.task.kl_steps = 1
+    config.task.first_kl_weight = 3.0
+    config.task.last_kl_weight = 0.5
+    config.task.kl_steps = 1500
 
     config.optimizer.name = "adamw"
     config.optimizer.schedule = "cosine"
@@ -60,6 +60,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     config.name = f"discrete_vae-{variant}"
     if variant == "mnist":
         config.dataset.name = "mnist"
+        config.model.vocab_size = 256
         config.training.total_steps = 2000
     elif variant == "smoke":
         config.model.vocab_size = 16

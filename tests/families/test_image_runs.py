@@ -236,8 +236,8 @@ def test_bad_input_leaves_no_run(tmp_path, family, changes, parts):
 def test_images_of_another_kind_need_a_tokenizer_of_their_own(runs, folder, tmp_path, configs):
     digits = {"dataset__name": "mnist", "dataset__path": configs["image_classification"].dataset.path}
     with pytest.raises(UserError, match=r"images with 3 channels, those of mnist have 1"):
-        train(tiny_image_config("text_to_image", image_tokenizer__run=folder / "discrete_vae", **digits), tmp_path / "r")
-    with pytest.raises(UserError, match="is of the family image_classification; give a discrete_vae"):
         train(
-            tiny_image_config("text_to_image", image_tokenizer__run=folder / "image_classification"), tmp_path / "s"
+            tiny_image_config("text_to_image", image_tokenizer__run=folder / "discrete_vae", **digits), tmp_path / "r"
         )
+    with pytest.raises(UserError, match="is of the family image_classification; give a discrete_vae"):
+        train(tiny_image_config("text_to_image", image_tokenizer__run=folder / "image_classification"), tmp_path / "s")

@@ -22,13 +22,15 @@ class DiscreteVaeTaskConfig:
     Attributes:
       first_temperature, last_temperature, temperature_steps: of the relaxation: from the one to the other over so many
         steps.
-      kl_weight, kl_steps: the weight grows from 0 to β over so many steps.
+      first_kl_weight, last_kl_weight, kl_steps: β, likewise. The paper's grows from 0 to 6.6. Where surfaces are of one
+        colour it should begin large and end small: large, it keeps all codes in use until they have a meaning.
     """
 
     first_temperature: float
     last_temperature: float
     temperature_steps: int
-    kl_weight: float
+    first_kl_weight: float
+    last_kl_weight: float
     kl_steps: int
 
     def __post_init__(self) -> None:
@@ -37,8 +39,9 @@ class DiscreteVaeTaskConfig:
                 f"task.last_temperature is {self.last_temperature}; it must be above 0 and at most "
                 f"task.first_temperature, {self.first_temperature}."
             )
-        if self.kl_weight < 0:
-            raise UserError(f"task.kl_weight is {self.kl_weight}; it must be at least 0.")
+        for name in ("first_kl_weight", "last_kl_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"task.{name} is {getattr(self, name)}; it must be at least 0.")
         for name in ("temperature_steps", "kl_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"task.{name} is {getattr(self, name)}; it must be at least 1.")
@@ -54,8 +57,8 @@ def annealed(step: Array, first: float, last: float, steps: int) -> Array:
 class DiscreteVaeTask:
     """-log p(x|z) + β·KL(q(z|x) || uniform) of each image; the loss is counted per pixel value.
 
-    Batches have "images" uint8[B, P, P, C] and "weights" float32[B]. Evaluation takes the likeliest tokens and the full
-    weight β.
+    Batches have "images" uint8[B, P, P, C] and "weights" float32[B]. Evaluation takes the likeliest tokens and the last
+    β.
     """
 
     model: DiscreteVae
@@ -69,12 +72,12 @@ class DiscreteVaeTask:
         c, images, weights = self.config, batch["images"], batch["weights"]
         apply: Any = self.model.apply
         if seeds is None:
-            relaxed, beta = apply({"params": params}, images), jnp.full(len(images), c.kl_weight)
+            relaxed, beta = apply({"params": params}, images), jnp.full(len(images), c.last_kl_weight)
         else:
             step = batch["step"]
             temperature = annealed(step, c.first_temperature, c.last_temperature, c.temperature_steps)
             relaxed = apply({"params": params}, images, seeds, temperature[:, None, None, None])
-            beta = annealed(step, 0.0, c.kl_weight, c.kl_steps)
+            beta = annealed(step, c.first_kl_weight, c.last_kl_weight, c.kl_steps)
         likelihood = logit_laplace(images, relaxed.location, relaxed.log_scale)
         nll = jnp.sum(weights * -jnp.sum(likelihood, axis=(1, 2, 3)))
         kl = jnp.sum(divergence(relaxed.logits), axis=(1, 2))
