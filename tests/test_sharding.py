@@ -1,9 +1,11 @@
 """Where arrays lie: sizes of the mesh, rules for parameters, and optimizer state beside its parameters."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import linen as nn
@@ -13,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from tests.models.tiny import tiny_config
 from transformer_jax.errors import UserError
 from transformer_jax.models.transformer import EncoderDecoder
-from transformer_jax.sharding import AXES, MeshConfig, make_mesh, parameter_shardings, state_shardings
+from transformer_jax.sharding import AXES, MeshConfig, fetch_each, make_mesh, parameter_shardings, state_shardings
 
 MESH = AbstractMesh((2, 2, 2), AXES)
 
@@ -78,3 +80,18 @@ def test_an_indivisible_axis_and_one_without_a_rule_are_named() -> None:
     unknown = {"a": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((4,), jnp.float32), ("width",))}
     with pytest.raises(UserError, match=r"parameter a has the axis 'width', which has no rule"):
         parameter_shardings(MESH, unknown)
+
+
+def test_results_are_fetched_while_no_more_than_the_next_is_computed() -> None:
+    started: list[int] = []
+
+    def computed() -> Iterator[jax.Array]:
+        for i in range(4):
+            started.append(i)
+            yield jnp.full(2, i)
+
+    for i, value in enumerate(fetch_each(computed())):
+        assert isinstance(value, np.ndarray)
+        assert value.tolist() == [i, i]
+        assert len(started) == min(i + 2, 4)
+    assert len(started) == 4

@@ -4,7 +4,7 @@ The mesh has the axes (data, fsdp, tensor). Batches lie over data and fsdp, para
 fsdp, heads, feed-forward and vocabulary over tensor. A laptop is the mesh (1, 1, 1).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -224,6 +224,21 @@ def fetch(tree: Any) -> Any:
         return jax.device_get(tree)
     whole = lambda x: isinstance(x, np.ndarray) or x.is_fully_addressable or x.is_fully_replicated
     return jax.tree.map(lambda x: np.asarray(x) if whole(x) else multihost_utils.process_allgather(x, tiled=True), tree)
+
+
+def fetch_each(computed: Iterable[Any]) -> Iterator[Any]:
+    """`fetch` of each result, while the next is computed.
+
+    Not of all at once: CPU devices share a few threads, and programs whose all-reductions wait for one another may
+    take them all.
+    """
+    pending = None
+    for result in computed:
+        if pending is not None:
+            yield fetch(pending)
+        pending = result
+    if pending is not None:
+        yield fetch(pending)
 
 
 def own_blocks(mesh: Mesh) -> tuple[tuple[int, ...], int]:

@@ -35,7 +35,7 @@ from transformer_jax.experiment import EvaluationConfig, RunConfig
 from transformer_jax.families.family import Experiment, Family
 from transformer_jax.models.encoder import Classifier, ClassifierConfig
 from transformer_jax.run_directory import RunDirectory, write_json
-from transformer_jax.sharding import BATCH, fetch, place
+from transformer_jax.sharding import BATCH, fetch_each, place
 from transformer_jax.training.classification import ClassificationTask, ClassificationTaskConfig
 
 LABELS = "labels.json"
@@ -146,9 +146,8 @@ class Predictor:
         """For each text float32[C], or float32[words, C] of the words that there was room for."""
         found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(encoded)
         batches = list(labelled_batches(encoded, None, config, self._words))
-        computed = [self._logits(params, place(batch.batch, self._rows)) for batch in batches]
-        for batch, logits in zip(batches, computed, strict=True):
-            values = fetch(logits)
+        computed = (self._logits(params, place(batch.batch, self._rows)) for batch in batches)
+        for batch, values in zip(batches, fetch_each(computed), strict=True):
             for row, example in enumerate(batch.examples):
                 if example >= 0:
                     found[example] = values[row, encoded[example].words] if self._words else values[row]
