@@ -80,6 +80,7 @@ def blocks() -> ConfigDict:
     model.positions = "sinusoidal"
     model.activation = "relu"
     model.attention_bias = False
+    model.attention_implementation = "plain"  # or jax.nn's: "xla"; "cudnn" on NVIDIA GPUs in bfloat16
     model.feed_forward_bias = True
     model.dropout_rate = 0.1
     model.embedding_dropout_rate = 0.1

@@ -1,16 +1,21 @@
 """Attention maps: the weights of every layer and head, as arrays and as figures."""
 
-from collections.abc import Sequence
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
 from transformer_jax.analysis.translation import TranslationRun
-from transformer_jax.data.tokenizers import BOS, EOS
+from transformer_jax.data.tokenizers import BOS
 
-KINDS = ("encoder", "decoder", "cross")
+KINDS = {
+    "encoder": "encoder/layer_*/self_attention/weights",
+    "decoder": "decoder/layer_*/self_attention/weights",
+    "cross": "decoder/layer_*/cross_attention/weights",
+}
 
 
 def attention_maps(run: TranslationRun, source: str, target: str) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
@@ -20,23 +25,17 @@ def attention_maps(run: TranslationRun, source: str, target: str) -> tuple[dict[
       float32[L, H, T, S] for L layers and H heads, rows the queries; the source pieces (S); and the target pieces
       that are predicted (T). Row t of the decoder's maps is where the model looks to predict piece t.
     """
-    source_ids = [*run.tokenizers.source.encode([source])[0], EOS]
-    target_ids = [*run.tokenizers.target.encode([target])[0], EOS]
-    _, state = run.model.apply(
-        {"params": run.params}, np.asarray([source_ids]), np.asarray([target_ids]), mutable=["intermediates"]
-    )
-    kept = jax.device_get(state["intermediates"])
+    inputs = run.inputs([source], [target])
+    found = run.capture_inputs(inputs, ["*/weights"])
+    maps = {kind: stacked(found, pattern)[0] for kind, pattern in KINDS.items()}
+    source_pieces, target_pieces = run.pieces(inputs)
+    return maps, source_pieces, target_pieces
 
-    def stack(side: str, kind: str, layers: int) -> np.ndarray:
-        return np.stack([kept[side][f"layer_{i}"][kind]["attention_weights"][0][0] for i in range(layers)])
 
-    c = run.model.config
-    maps = {
-        "encoder": stack("encoder", "self_attention", c.num_encoder_layers),
-        "decoder": stack("decoder", "self_attention", c.num_decoder_layers),
-        "cross": stack("decoder", "cross_attention", c.num_decoder_layers),
-    }
-    return maps, run.tokenizers.source.pieces(source_ids), run.tokenizers.target.pieces(target_ids)
+def stacked(activations: Mapping[str, np.ndarray], pattern: str) -> np.ndarray:
+    """The activations that a pattern matches, layer by layer: [B, L, …], the batch's axis still first."""
+    layers = sorted(fnmatch.filter(activations, pattern), key=lambda name: int(re.findall(r"layer_(\d+)/", name)[0]))
+    return np.stack([activations[name] for name in layers], axis=1)
 
 
 def plot_attention(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Figure:

@@ -11,17 +11,19 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transformer_jax.analysis.capture import Inputs, unpadded
 from transformer_jax.analysis.run import Run, decoding_mesh
 from transformer_jax.analysis.scores import begin_record, finish_record
 from transformer_jax.data.packing import encode_documents, evaluation_batches
 from transformer_jax.data.text import documents_of_files, load_text
 from transformer_jax.data.text_tokenizers import TextTokenizer, load_text_tokenizer
+from transformer_jax.decoding.batching import Hypothesis, pad_tokens
 from transformer_jax.decoding.generation import GenerationConfig, Generator
 from transformer_jax.decoding.scoring import ContinuationScorer
 from transformer_jax.errors import UserError
 from transformer_jax.families.language_model import LanguageModelRunConfig, model_config
 from transformer_jax.models.language_model import IncrementalLanguageModel, LanguageModel
-from transformer_jax.models.transformer import Params
+from transformer_jax.models.transformer import Params, plain
 from transformer_jax.sharding import MeshConfig, make_mesh, place
 from transformer_jax.training.evaluators import split_sums
 from transformer_jax.training.language_modeling import LanguageModelTask, bits_per_byte
@@ -43,7 +45,32 @@ class LanguageModelRun(Run):
     def model(self) -> LanguageModel:
         """The unrolled model, whichever way it was trained; `params` fits it."""
         config = model_config(self.config, self.tokenizer.vocab_size)
-        return LanguageModel(dataclasses.replace(config, scan_layers=False, remat="none"))
+        return LanguageModel(plain(config))
+
+    def inputs(self, *texts: Sequence[str]) -> Inputs:
+        """What the model reads, int32[B, T]: position t is where token t + 1 is predicted."""
+        (lines,) = texts
+        return self._padded(self.tokenizer.encode(list(lines)))
+
+    def _padded(self, rows: Sequence[list[int]]) -> Inputs:
+        rows = [self.config.decoding.first_tokens(row) for row in rows]
+        return (pad_tokens(rows, len(rows), max(map(len, rows), default=1)),)
+
+    def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
+        return [self.tokenizer.pieces(unpadded(side[row])) for side in inputs]
+
+    def sides(self, name: str) -> tuple[int | None, int | None]:
+        return 0, 0 if name.endswith("/weights") else None
+
+    def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
+        return self.generator(**overrides).generate(self.params, self.tokenizer.encode(list(lines)))
+
+    def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:
+        (prompt,) = self.tokenizer.encode([line])
+        return self._padded([[*prompt, *output] for output in outputs])
+
+    def decode(self, outputs: Sequence[list[int]]) -> list[str]:
+        return self.tokenizer.decode(outputs)
 
     def generator(self, **overrides: Any) -> Generator:
         """With the run's decoding settings, changed by keyword: ``max_tokens=100``, ``method="greedy"`` …"""

@@ -3,19 +3,24 @@
 What else can be done with a run depends on its family, and is in the subclass of `Run` that `load_run` gives.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
+import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
 from transformer_jax.analysis.averaging import mean
+from transformer_jax.analysis.capture import CapturedHypothesis, Inputs, alone, capture, matching, points
+from transformer_jax.decoding.batching import Hypothesis
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import RunConfig, parse_config
 from transformer_jax.families.registry import find_family
+from transformer_jax.models.taps import Edit, Interventions, Network
 from transformer_jax.models.transformer import Params, unroll
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import MeshConfig, make_mesh
@@ -28,9 +33,14 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """One run. Everything is read when it is first asked for; nothing in the directory is executed."""
+    """One run. Everything is read when it is first asked for; nothing in the directory is executed.
+
+    Of a subclass, cached properties whose names begin with an underscore are what is made of ``model`` and ``params``.
+    """
 
     config: RunConfig
+    model: Any
+    """The unrolled network, whichever way it was trained; `params` fits it."""
 
     def __init__(self, directory: RunDirectory, config: RunConfig, checkpoint: str) -> None:
         self.directory, self.config = directory, config
@@ -97,6 +107,102 @@ class Run:
 
     def _read(self, steps: Sequence[int], tree: str) -> Params:
         return mean(self.checkpoints.restore_parameters(step, tree) for step in steps)
+
+    def with_params(self, params: Params) -> Self:
+        """The same run with other parameters of the same shapes, such as what `load` gives."""
+        return self._changed(params=params)
+
+    def intervene(self, edits: Mapping[str, Edit]) -> Self:
+        """The same run with activations replaced, in whatever is done with it: scores, captures, outputs of searches.
+
+        Edits come on top of those that the run has. While decoding, one position is computed at a time and the axis
+        of positions holds beams instead; ``weights`` are then over the slots of a cache. An edit that treats
+        positions alike does the same there as in teacher forcing.
+
+        Args:
+          edits: ``edit(value, name)`` by patterns of names: see `points`, and `analysis.interventions` for ready ones.
+        Raises: UserError for a pattern that matches no name.
+        """
+        matching(self.points, edits)
+        model: Network = self.model
+        return self._changed(model=model.clone(interventions=Interventions(edits, model.interventions)))
+
+    def _changed(self, **values: Any) -> Self:
+        other = copy.copy(self)
+        for cls in type(self).__mro__:
+            for name, value in vars(cls).items():
+                if name.startswith("_") and isinstance(value, cached_property):
+                    vars(other).pop(name, None)
+        vars(other).update(values)
+        return other
+
+    @property
+    def points(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The names of all activations, with the shape and type each has for two positions of one sentence."""
+        return dict(points(self.model))
+
+    def capture(self, *texts: Sequence[str], names: Sequence[str] = ("*",)) -> dict[str, np.ndarray]:
+        """Activations in teacher forcing, by name.
+
+        Args:
+          texts: what `inputs` takes: sources and targets for translation, texts for a language model.
+          names: patterns of names, as `fnmatch` has them: see `points`.
+        Returns: arrays in the network's layout, the batch's axis first. Shorter rows are padded at the end to the
+          longest; what stands at padding means nothing.
+        Raises: UserError for a pattern that matches no name, and for texts that the model cannot take.
+        """
+        return self.capture_inputs(self.inputs(*texts), names)
+
+    def capture_inputs(self, inputs: Inputs, names: Sequence[str] = ("*",)) -> dict[str, np.ndarray]:
+        """As `capture`, of tokens as the model is called with them."""
+        limit = self.model.config.max_length
+        return capture(self.model, self.params, inputs, names, self.sides, limit)
+
+    def capture_search(
+        self, lines: Sequence[str], names: Sequence[str] = ("*",), **overrides: Any
+    ) -> list[list[CapturedHypothesis]]:
+        """Activations of each of the n best outputs for each line, best first; settings as for searching.
+
+        They are what the search itself computed, up to rounding: each output is read back in teacher forcing.
+        """
+        matching(self.points, names)
+        found = []
+        for line, hypotheses in zip(lines, self.search(lines, **overrides), strict=True):
+            inputs = self.hypothesis_inputs(line, [hypothesis.tokens for hypothesis in hypotheses])
+            activations = self.capture_inputs(inputs, names)
+            texts = self.decode([hypothesis.tokens for hypothesis in hypotheses])
+            found.append(
+                [
+                    CapturedHypothesis(text, h.tokens, h.score, h.log_prob, alone(activations, inputs, i, self.sides))
+                    for i, (text, h) in enumerate(zip(texts, hypotheses, strict=True))
+                ]
+            )
+        return found
+
+    def inputs(self, *texts: Sequence[str]) -> Inputs:
+        """The tokens int32[B, positions] that the model is called with for lists of texts, zeros after their ends."""
+        raise NotImplementedError
+
+    def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
+        """Readable names of the tokens of one row, for each of the `inputs`, without padding."""
+        raise NotImplementedError
+
+    def sides(self, name: str) -> tuple[int | None, int | None]:
+        """Along which of the `inputs` the last axis but one of an activation runs, and along which the last; None
+        where it runs along none."""
+        raise NotImplementedError
+
+    def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
+        """The n best outputs for each line, as tokens; the run's decoding settings, changed by keyword."""
+        raise NotImplementedError
+
+    def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:
+        """The `inputs` with which the model reads back what it wrote for a line."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Sequence[list[int]]) -> list[str]:
+        """The texts of outputs."""
+        raise NotImplementedError
 
     def history(self) -> "pd.DataFrame":
         """All metrics written so far, float64: a row for each step, a column "SPLIT/NAME" for each metric.

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from transformer_jax.analysis.capture import Inputs, unpadded
 from transformer_jax.analysis.run import Run, decoding_mesh
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.parallel_text import read_pairs
-from transformer_jax.data.tokenizers import Tokenizer, TokenizerPair, load_tokenizers
+from transformer_jax.data.tokenizers import EOS, Tokenizer, TokenizerPair, load_tokenizers
+from transformer_jax.decoding.batching import Hypothesis, pad_tokens
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.scoring import Scorer
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.errors import UserError
 from transformer_jax.families.translation import TranslationConfig, make_model
-from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, Params
+from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, Params, plain
 
 
 class TranslationRun(Run):
@@ -41,8 +43,7 @@ class TranslationRun(Run):
     @cached_property
     def model(self) -> EncoderDecoder:
         """The unrolled model, whichever way it was trained; `params` fits it."""
-        model = make_model(self.config, self.tokenizers)
-        return EncoderDecoder(dataclasses.replace(model.config, scan_layers=False, remat="none"))
+        return EncoderDecoder(plain(make_model(self.config, self.tokenizers).config))
 
     def decoding(self, **overrides: Any) -> DecodingConfig:
         """The run's decoding settings, changed by keyword: ``beam_size=1``, ``n_best=5`` …"""
@@ -55,6 +56,33 @@ class TranslationRun(Run):
         """A translator with the run's decoding settings, changed by keyword as for `decoding`."""
         settings = self.decoding(**overrides)
         return Translator(IncrementalDecoder(self.model), self.params, self.tokenizers, settings, decoding_mesh())
+
+    def inputs(self, *texts: Sequence[str]) -> Inputs:
+        """Sources int32[B, S] and targets int32[B, T], each with its end; position t is where target t is predicted."""
+        sources, targets = (list(side) for side in texts)
+        if len(sources) != len(targets):
+            raise UserError(f"{len(sources)} sources and {len(targets)} targets; give one target a source.")
+        return _ended(self.tokenizers.source.encode(sources), self.tokenizers.target.encode(targets))
+
+    def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
+        tokenizers = (self.tokenizers.source, self.tokenizers.target)
+        return [tokenizer.pieces(unpadded(side[row])) for tokenizer, side in zip(tokenizers, inputs, strict=True)]
+
+    def sides(self, name: str) -> tuple[int | None, int | None]:
+        of_source = name.startswith(("source_", "encoder/"))
+        memory = name.endswith(("/cross_attention/keys", "/cross_attention/values"))
+        columns = (0 if of_source or "/cross_attention/" in name else 1) if name.endswith("/weights") else None
+        return 0 if of_source or memory else 1, columns
+
+    def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
+        translator = self.translator(**overrides) if overrides else self._translator
+        return translator.decoder.decode(self.params, self.tokenizers.source.encode(list(lines)))
+
+    def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:
+        return _ended(self.tokenizers.source.encode([line]) * len(outputs), outputs)
+
+    def decode(self, outputs: Sequence[list[int]]) -> list[str]:
+        return self.tokenizers.target.decode(outputs)
 
     @cached_property
     def _translator(self) -> Translator:
@@ -97,3 +125,9 @@ class TranslationRun(Run):
             data = {"split": split, "dataset": self.config.dataset.name}
         record = evaluate_run(self, sources, references, data, **settings)
         return record, format_record(record)
+
+
+def _ended(*sides: Sequence[list[int]]) -> Inputs:
+    """Token lists as arrays, each list with its end."""
+    ended = [[[*row, EOS] for row in rows] for rows in sides]
+    return tuple(pad_tokens(rows, len(rows), max(map(len, rows), default=1)) for rows in ended)

@@ -4,6 +4,8 @@ Notation: B batch, T queries, S keys, D d_model, H heads, G key/value heads (H =
 Heads come before positions, so that every product is a batched matrix product without a transpose.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,6 +13,7 @@ from jax import Array
 
 from transformer_jax.models.layers import Seeds, Weights, dropout
 from transformer_jax.models.positions import rotary
+from transformer_jax.models.taps import tap, tapped
 
 MASKED = -1e9
 """Added to scores that must not be seen: finite, so that a row of padding alone stays free of NaN."""
@@ -26,7 +29,11 @@ def split_heads(x: Array, *weights: tuple[Array, Array | None]) -> list[Array]:
 
 
 class MultiHeadAttention(nn.Module):
-    """``attend(query(x), *keys_values(y), bias)``; `__call__` does the three at once."""
+    """``attend(query(x), *keys_values(y), bias)``; `__call__` does the three at once.
+
+    Points: ``queries`` [B, H, T, K] and ``keys`` [B, G, S, K], rotated if they are, ``values`` [B, G, S, K],
+    ``weights`` float32[B, H, T, S] and ``heads`` [B, H, T, K], each head's output before the output projection.
+    """
 
     d_model: int
     num_heads: int
@@ -34,6 +41,7 @@ class MultiHeadAttention(nn.Module):
     head_dim: int
     use_bias: bool
     dropout_rate: float
+    implementation: str = "plain"
 
     def setup(self) -> None:
         D, H, G, K = self.d_model, self.num_heads, self.num_kv_heads, self.head_dim
@@ -47,39 +55,54 @@ class MultiHeadAttention(nn.Module):
     def query(self, x: Array, positions: Array | None = None) -> Array:
         """[B, T, D] -> [B, H, T, K]; rotated when ``positions`` int32[T] is given."""
         (q,) = split_heads(x, self.query_weights())
-        return q if positions is None else rotary(q, positions)
+        return tap(self, "queries", q if positions is None else rotary(q, positions))
 
     def keys_values(self, x: Array, positions: Array | None = None) -> tuple[Array, Array]:
         """[B, S, D] -> keys and values [B, G, S, K]; keys rotated when ``positions`` int32[S] is given."""
         k, v = split_heads(x, self.key_weights(), self.value_weights())
-        return (k if positions is None else rotary(k, positions)), v
+        return tap(self, "keys", k if positions is None else rotary(k, positions)), tap(self, "values", v)
 
     def project(self, x: Array, positions: Array | None = None) -> tuple[Array, Array, Array]:
         """`query` and `keys_values` of the same x; one matrix product where there are as many heads of each."""
         if self.num_kv_heads != self.num_heads:
             return self.query(x, positions), *self.keys_values(x, positions)
         q, k, v = split_heads(x, self.query_weights(), self.key_weights(), self.value_weights())
-        return (q, k, v) if positions is None else (rotary(q, positions), rotary(k, positions), v)
+        if positions is not None:
+            q, k = rotary(q, positions), rotary(k, positions)
+        return tap(self, "queries", q), tap(self, "keys", k), tap(self, "values", v)
 
     def attend(self, q: Array, k: Array, v: Array, bias: Array | None, seeds: Seeds = None) -> Array:
         """softmax(q·k/√K + bias)·v, then the output projection (eq. 1 and 2).
 
         Args:
           q: [B, H, T, K].  k, v: [B, G, S, K].  bias: float32, broadcastable to [B, H, T, S].
-        Returns: [B, T, D]. Weights are sown as ``intermediates/attention_weights`` float32[B, H, T, S].
+        Returns: [B, T, D].
         """
+        # A fused kernel never has the weights, so a pass that may want to see them takes the plain way.
+        plain = self.implementation == "plain" or tapped(self)
+        heads = self._plain(q, k, v, bias, seeds) if plain else self._fused(q, k, v, bias)
+        kernel, output_bias = self.output_weights()
+        y = jnp.einsum("bhtk,hkd->btd", tap(self, "heads", heads), kernel.astype(q.dtype))
+        return y if output_bias is None else y + output_bias.astype(q.dtype)
+
+    def _plain(self, q: Array, k: Array, v: Array, bias: Array | None, seeds: Seeds) -> Array:
         B, H, T, K = q.shape
         G, S = k.shape[1:3]
         # Heads of one group share keys, so they are further query rows of one product.
         scores = jnp.einsum("bgqk,bgsk->bgqs", (q * K**-0.5).reshape(B, G, -1, K), k)
         scores = scores.reshape(B, H, T, S).astype(jnp.float32)
-        weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
-        self.sow("intermediates", "attention_weights", weights)
+        weights = tap(self, "weights", jax.nn.softmax(scores if bias is None else scores + bias, axis=-1))
         weights = dropout(weights.astype(q.dtype), seeds, "attention_weights", self.dropout_rate)
-        heads = jnp.einsum("bgqs,bgsk->bgqk", weights.reshape(B, G, -1, S), v).reshape(B, H, T, K)
-        kernel, output_bias = self.output_weights()
-        y = jnp.einsum("bhtk,hkd->btd", heads, kernel.astype(q.dtype))
-        return y if output_bias is None else y + output_bias.astype(q.dtype)
+        return jnp.einsum("bgqs,bgsk->bgqk", weights.reshape(B, G, -1, S), v).reshape(B, H, T, K)
+
+    def _fused(self, q: Array, k: Array, v: Array, bias: Array | None) -> Array:
+        if bias is not None:
+            (B, _, T, _), S = q.shape, k.shape[2]
+            bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape).astype(q.dtype)
+            bias = jnp.broadcast_to(bias, (B, bias.shape[1], T, S))
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+        implementation: Any = self.implementation
+        return jnp.swapaxes(jax.nn.dot_product_attention(q, k, v, bias, implementation=implementation), 1, 2)
 
     def __call__(
         self, x: Array, y: Array, bias: Array | None, positions: Array | None = None, seeds: Seeds = None

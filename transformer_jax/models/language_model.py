@@ -3,7 +3,6 @@
 Notation: B batch, T length, S prompt length, D d_model, V vocabulary, K beams.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +14,8 @@ from jax import Array
 from transformer_jax.models.attention import MASKED
 from transformer_jax.models.layers import Embedding, Seeds, dropout
 from transformer_jax.models.positions import sinusoidal
-from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, need, unroll
+from transformer_jax.models.taps import Network, tap
+from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, need, plain, unroll
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,11 @@ def positions_in(segments: Array) -> Array:
     return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Network):
     """``model.apply({"params": params}, inputs)`` gives logits float32[B, T, V]: position t predicts what follows
     ``inputs[:, : t + 1]``. Nothing is shifted inside.
+
+    Points: ``embeddings`` [B, T, D], ``logits`` float32[B, T, V].
     """
 
     config: LanguageModelConfig
@@ -68,7 +70,7 @@ class LanguageModel(nn.Module):
             learned = c.positions == "learned"
             table = self.positions() if learned else jnp.asarray(sinusoidal(c.max_length, c.d_model))
             x = x + table[positions]
-        return dropout(x.astype(c.dtype), seeds, "embedding", c.embedding_dropout_rate)
+        return dropout(tap(self, "embeddings", x.astype(c.dtype)), seeds, "embedding", c.embedding_dropout_rate)
 
     def hidden(self, inputs: Array, segments: Array | None = None, seeds: Seeds = None) -> Array:
         """The last states [B, T, D]; `logits` of them predict the next tokens.
@@ -95,7 +97,7 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: Array) -> Array:
         """[B, T, D] -> float32[B, T, V]."""
         table = self.output_table().astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        return tap(self, "logits", jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32))
 
     def __call__(self, inputs: Array, segments: Array | None = None, seeds: Seeds = None) -> Array:
         return self.logits(self.hidden(inputs, segments, seeds))
@@ -161,8 +163,7 @@ class LanguageModel(nn.Module):
         for i, layer in enumerate(self.decoder.unrolled()):
             name = f"layer_{i}"
             x, layers[name] = layer.step(x, cache["layers"][name], S + slot * K, position, bias, None)
-        if c.norm_placement == "pre":
-            x = self.decoder.final_norm(x)
+        x = self.decoder.finish(x)
         new = {"clock": cache["clock"] + 1, "index": index + 1, "ancestry": ancestry, "layers": layers}
         return self.logits(x), {**cache, **new}
 
@@ -194,7 +195,7 @@ class IncrementalLanguageModel:
     model: LanguageModel
 
     def _apply(self, params: Params, *args: Any, method: str) -> Any:
-        model = LanguageModel(dataclasses.replace(self.model.config, scan_layers=False, remat="none"))
+        model = self.model.clone(config=plain(self.model.config))
         return model.apply({"params": unroll(params)}, *args, method=method)
 
     def start(self, params: Params, source: Array, beam_size: int, max_length: int) -> Cache:

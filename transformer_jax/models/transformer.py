@@ -6,7 +6,7 @@ The paper's own choices (Vaswani et al. 2017) are the defaults.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.models.attention import MASKED, MultiHeadAttention
 from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in
 from transformer_jax.models.positions import RelativeBias, alibi, sinusoidal
+from transformer_jax.models.taps import COLLECTION, Network, tap
 
 Params = Any
 Cache = dict[str, Any]
@@ -42,6 +43,7 @@ class BlockConfig:
     positions: Literal["sinusoidal", "learned", "rotary", "relative", "alibi", "none"] = "sinusoidal"
     activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = "relu"
     attention_bias: bool = False
+    attention_implementation: Literal["plain", "xla", "cudnn"] = "plain"  # ours, or one of jax.nn's; cudnn is fused
     feed_forward_bias: bool = True
     dropout_rate: float = 0.1  # after each sublayer
     embedding_dropout_rate: float = 0.1
@@ -75,6 +77,16 @@ class BlockConfig:
         need(
             self.positions != "sinusoidal" or self.d_model % 2 == 0,
             f"sinusoidal positions need an even d_model; it is {self.d_model}.",
+        )
+        need(
+            self.attention_implementation == "plain" or self.attention_dropout_rate == 0.0,
+            f"attention_implementation={self.attention_implementation!r} has no dropout of attention weights; set "
+            f"attention_dropout_rate={self.attention_dropout_rate} to 0, or use 'plain'.",
+        )
+        need(
+            self.attention_implementation != "cudnn" or (self.dtype == "bfloat16" and self.head_dim % 8 == 0),
+            "attention_implementation='cudnn' needs dtype='bfloat16' and a head size that is a multiple of 8; they are "
+            f"{self.dtype!r} and {self.head_dim}.",
         )
         for field in dataclasses.fields(self):
             if field.name.endswith("dropout_rate"):
@@ -110,6 +122,17 @@ class TransformerConfig(BlockConfig):
         )
 
 
+AnyBlocks = TypeVar("AnyBlocks", bound=BlockConfig)
+
+
+def plain(config: AnyBlocks) -> AnyBlocks:
+    """The same model as it runs anywhere and can be looked into: unrolled, nothing computed anew, no fused kernel.
+
+    Parameters fit it after `unroll`.
+    """
+    return dataclasses.replace(config, scan_layers=False, remat="none", attention_implementation="plain")
+
+
 def need(ok: bool, message: str) -> None:
     """Raises: UserError with the message unless ``ok``."""
     if not ok:
@@ -117,7 +140,10 @@ def need(ok: bool, message: str) -> None:
 
 
 class FeedForward(nn.Module):
-    """max(0, x·W1 + b1)·W2 + b2 (section 3.3), or another activation, or a gated unit (Shazeer 2020)."""
+    """max(0, x·W1 + b1)·W2 + b2 (section 3.3), or another activation, or a gated unit (Shazeer 2020).
+
+    Point: ``neurons`` [B, T, F], after the activation and the gate.
+    """
 
     config: BlockConfig
 
@@ -134,7 +160,7 @@ class FeedForward(nn.Module):
         kernel, bias = Weights(shape, axes, use_bias=c.feed_forward_bias, name="input")()
         hidden = jnp.tensordot(x, kernel.astype(x.dtype), 1)
         hidden = hidden if bias is None else hidden + bias.astype(x.dtype)
-        hidden = act(hidden[..., 0, :]) * hidden[..., 1, :] if gated else act(hidden)
+        hidden = tap(self, "neurons", act(hidden[..., 0, :]) * hidden[..., 1, :] if gated else act(hidden))
         hidden = dropout(hidden, seeds, "activation", c.activation_dropout_rate)
         kernel, bias = Weights((c.d_ff, c.d_model), ("mlp", "embed"), use_bias=c.feed_forward_bias, name="output")()
         y = jnp.tensordot(hidden, kernel.astype(x.dtype), 1)
@@ -142,7 +168,11 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer of either stack: self-attention, cross-attention if there is a memory, feed-forward."""
+    """One layer of either stack: self-attention, cross-attention if there is a memory, feed-forward.
+
+    Points [B, T, D]: the residual stream as ``residual_before`` and ``residual_after`` the layer, and between sublayers
+    as ``residual_after_self_attention`` …; what each sublayer gives, before dropout, as ``self_attention_output`` ….
+    """
 
     config: BlockConfig
     has_memory: bool
@@ -156,6 +186,7 @@ class Layer(nn.Module):
             head_dim=c.head_dim,
             use_bias=c.attention_bias,
             dropout_rate=c.attention_dropout_rate,
+            implementation=c.attention_implementation,
         )
         self.self_attention = MultiHeadAttention(**attention)
         self.self_attention_norm = Norm(c.norm, c.norm_epsilon)
@@ -169,9 +200,11 @@ class Layer(nn.Module):
         """x + dropout(f(norm(x))) or norm(x + dropout(f(x))) (section 5.4; Xiong et al. 2020 for pre-norm)."""
         norm = getattr(self, f"{sublayer}_norm")
         pre = self.config.norm_placement == "pre"
-        y = apply(norm(x) if pre else x)
+        x = tap(self, "residual_before", x) if sublayer == "self_attention" else x
+        y = tap(self, f"{sublayer}_output", apply(norm(x) if pre else x))
         x = x + dropout(y, seeds, sublayer, self.config.dropout_rate)
-        return x if pre else norm(x)
+        after = "residual_after" if sublayer == "feed_forward" else f"residual_after_{sublayer}"
+        return tap(self, after, x if pre else norm(x))
 
     def __call__(
         self,
@@ -250,7 +283,10 @@ norms; the products with weights; its input alone. With "none", no policy: every
 
 
 class Stack(nn.Module):
-    """A stack of layers, unrolled (``layer_0``, ``layer_1`` …) or scanned (``layers``, parameters stacked)."""
+    """A stack of layers, unrolled (``layer_0``, ``layer_1`` …) or scanned (``layers``, parameters stacked).
+
+    Point: ``output`` [B, T, D], after the last norm.
+    """
 
     config: BlockConfig
     num_layers: int
@@ -269,7 +305,7 @@ class Stack(nn.Module):
             broadcast = (nn.broadcast,) * 5
             self.layers = nn.scan(
                 layer,
-                variable_axes={"params": 0, "intermediates": 0},
+                variable_axes={"params": 0, COLLECTION: 0},
                 split_rngs={"params": True},
                 in_axes=(0, *broadcast),
                 length=self.num_layers,
@@ -310,17 +346,24 @@ class Stack(nn.Module):
         else:
             for i, layer in enumerate(self.unrolled()):
                 x, _ = layer(x, i, *shared)
-        return self.final_norm(x) if c.norm_placement == "pre" else x
+        return self.finish(x)
+
+    def finish(self, x: Array) -> Array:
+        """What the layers give, as the stack gives it."""
+        return tap(self, "output", self.final_norm(x) if self.config.norm_placement == "pre" else x)
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Network):
     """The Transformer of Vaswani et al. 2017.
 
     ``model.apply({"params": params}, source, target)`` gives logits float32[B, T, V], where position t predicts
     ``target[:, t]`` from the source and ``target[:, :t]``: the shift to the right happens inside.
+
+    Points: ``source_embeddings`` [B, S, D], ``target_embeddings`` [B, T, D], ``logits`` float32[B, T, V].
     """
 
     config: TransformerConfig
+    num_inputs: ClassVar[int] = 2
 
     def setup(self) -> None:
         c = self.config
@@ -341,12 +384,12 @@ class EncoderDecoder(nn.Module):
         return getattr(self, f"{side}_embedding" if hasattr(self, f"{side}_embedding") else "shared_embedding")()
 
     def _embed(self, side: str, tokens: Array, first: Array | int, seeds: Seeds, cut: float = 0.0) -> Array:
-        """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, … or, of a single token a
-        row, for positions int32[B, 1]; a share ``cut`` of the token embeddings is zero (token cutoff, Shen et al.
+        """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, … or for positions as many
+        and as arranged as the tokens; a share ``cut`` of the token embeddings is zero (token cutoff, Shen et al.
         2020)."""
         c = self.config
         length = tokens.shape[1]
-        if length > c.max_length:
+        if isinstance(first, int) and length > c.max_length:
             raise UserError(
                 f"model: a {side} of {length} tokens exceeds max_length={c.max_length}; split it, or raise it."
             )
@@ -359,7 +402,8 @@ class EncoderDecoder(nn.Module):
                 getattr(self, f"{side}_positions")() if learned else jnp.asarray(sinusoidal(c.max_length, c.d_model))
             )
             x = x + (table[first : first + length] if isinstance(first, int) else table[first])
-        return dropout(x.astype(c.dtype), seeds, f"{side}_embedding", c.embedding_dropout_rate)
+        x = tap(self, f"{side}_embeddings", x.astype(c.dtype))
+        return dropout(x, seeds, f"{side}_embedding", c.embedding_dropout_rate)
 
     def encode(self, source: Array, seeds: Seeds = None, cut: float = 0.0) -> tuple[Array, Array]:
         """source int32[B, S] -> memory [B, S, D] and its mask as a bias float32[B, 1, 1, S]."""
@@ -384,7 +428,7 @@ class EncoderDecoder(nn.Module):
     def logits(self, hidden: Array) -> Array:
         """[B, T, D] -> float32[B, T, V]."""
         table = self.output_table().astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        return tap(self, "logits", jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32))
 
     def __call__(self, source: Array, target: Array, seeds: Seeds = None) -> Array:
         return self.logits(self.hidden(source, target, seeds))
@@ -433,15 +477,13 @@ class EncoderDecoder(nn.Module):
         if position_bias is not None:
             self_bias = self_bias + jnp.repeat(position_bias, K, axis=-1)
         # A finished row that waits to be refilled steps beyond the last position; what it computes is not used.
-        positions = jnp.repeat(jnp.minimum(index, self.config.max_length - 1), K)[:, None]
-        x = self._embed("target", tokens.reshape(B * K, 1), positions, None).reshape(B, K, -1)
+        positions = jnp.broadcast_to(jnp.minimum(index, self.config.max_length - 1)[:, None], (B, K))
+        x = self._embed("target", tokens, positions, None)
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             name = f"layer_{i}"
             x, layers[name] = layer.step(x, cache["layers"][name], slot * K, index, self_bias, cache["cross_bias"])
-        if self.config.norm_placement == "pre":
-            x = self.decoder.final_norm(x)
-        return self.logits(x), {
+        return self.logits(self.decoder.finish(x)), {
             **cache,
             "clock": cache["clock"] + 1,
             "index": index + 1,
@@ -472,7 +514,7 @@ class IncrementalDecoder:
     model: EncoderDecoder
 
     def _apply(self, params: Params, *args: Any, method: str, **kwargs: Any) -> Any:
-        model = EncoderDecoder(dataclasses.replace(self.model.config, scan_layers=False, remat="none"))
+        model = self.model.clone(config=plain(self.model.config))
         return model.apply({"params": unroll(params)}, *args, method=method, **kwargs)
 
     def start(self, params: Params, source: Array, beam_size: int, max_length: int) -> Cache:
@@ -483,9 +525,9 @@ class IncrementalDecoder:
 
     def step_with_attention(self, params: Params, cache: Cache, tokens: Array) -> tuple[Array, Cache, Array]:
         """As `step`, with the last layer's cross-attention float32[B, K, S], averaged over heads."""
-        (logits, cache), state = self._apply(params, cache, tokens, method="step", mutable=["intermediates"])
+        (logits, cache), state = self._apply(params, cache, tokens, method="step", mutable=[COLLECTION])
         last = f"layer_{self.model.config.num_decoder_layers - 1}"
-        weights = state["intermediates"]["decoder"][last]["cross_attention"]["attention_weights"][0]
+        weights = state[COLLECTION]["decoder"][last]["cross_attention"]["weights"][0]
         return logits, cache, weights.mean(axis=1)
 
     def reorder(self, cache: Cache, parents: Array) -> Cache:

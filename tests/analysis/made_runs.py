@@ -1,0 +1,77 @@
+"""Opened runs of every family with random parameters: nothing is trained, and no directory is there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tests.made_files import tiny_config
+from tests.made_text import tiny_text_config
+from tests.models.tiny import drawn_like
+from transformer_jax.analysis.language_model import LanguageModelRun
+from transformer_jax.analysis.translation import TranslationRun
+from transformer_jax.data.text_tokenizers import CharacterTokenizer
+from transformer_jax.data.tokenizers import BYTE_VOCAB_SIZE, EOS, ByteTokenizer, TokenizerPair
+from transformer_jax.experiment import parse_config
+
+SMALL = {"model__num_heads": 4, "model__norm_placement": "pre", "decoding__max_target_length": 12}
+
+
+def opened(kind: type, config: Any, seed: int = 0, **values: Any) -> Any:
+    """A run of that kind without its directory."""
+    run = kind.__new__(kind)
+    vars(run).update(config=parse_config(config), **values)
+    if "tokenizers" not in values and "tokenizer" not in values:
+        pair = TokenizerPair(run.config.tokenizer, ByteTokenizer(), ByteTokenizer())
+        vars(run).update(tokenizers=pair)
+    tokens = (jax.numpy.ones((1, 2), jax.numpy.int32),) * run.model.num_inputs
+    vars(run)["params"] = drawn_like(jax.eval_shape(run.model.init, jax.random.key(0), *tokens)["params"], seed)
+    return run
+
+
+def translation_run(**changes: Any) -> TranslationRun:
+    layers = {"model__num_encoder_layers": 2, "model__num_decoder_layers": 2}
+    settings = {**SMALL, **layers, "tokenizer__kind": "byte", "tokenizer__vocab_size": BYTE_VOCAB_SIZE, **changes}
+    return opened(TranslationRun, tiny_config(Path("nowhere"), **settings))
+
+
+def language_model_run(**changes: Any) -> LanguageModelRun:
+    settings = {"model__num_heads": 4, "model__num_layers": 2, "decoding__max_tokens": 8, **changes}
+    letters = CharacterTokenizer(" abcdefghijklmnopqrstuvwxyz")
+    return opened(LanguageModelRun, tiny_text_config(Path("nowhere"), **settings), tokenizer=letters)
+
+
+@dataclass(frozen=True)
+class Made:
+    """How to test a family.
+
+    Attributes:
+      make: an opened run.
+      texts: what can be captured, three rows of different lengths.
+      prompt: ``prompt(run, line)``, what decoding starts from, int32[1, S].
+      log_prob: ``log_prob(run, line, tokens)`` of an output with its end.
+    """
+
+    make: Callable[..., Any]
+    texts: tuple[list[str], ...]
+    prompt: Callable[..., Any]
+    log_prob: Callable[..., Any]
+
+
+FAMILIES = {
+    "translation": Made(
+        translation_run,
+        (["one two", "four", "a"], ["eins", "zwei drei", "b"]),
+        lambda run, line: run.inputs([line], [""])[0],
+        lambda run, line, tokens: run.token_log_probs(run.tokenizer.encode([line]), [tokens])[0].sum(),
+    ),
+    "language_model": Made(
+        language_model_run,
+        (["one two", "four", "a"],),
+        lambda run, line: np.pad(run.inputs([line])[0], ((0, 0), (0, 1)), constant_values=EOS),
+        lambda run, line, tokens: run.token_log_probs(run.tokenizer.encode([line]), [[*tokens, EOS]])[0].sum(),
+    ),
+}

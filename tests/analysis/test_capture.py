@@ -1,0 +1,126 @@
+"""Activations by name and their replacement, in every family: teacher forcing, the cached step, whole searches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.analysis.made_runs import FAMILIES
+from transformer_jax.analysis.capture import read
+from transformer_jax.errors import UserError
+from transformer_jax.models.taps import COLLECTION
+
+HEAD = "decoder/layer_0/self_attention/heads"
+SEARCH = dict(method="beam", n_best=2, beam_size=3)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request):
+    family = FAMILIES[request.param]
+    return family.make(), family.texts
+
+
+def without_head(value, name):
+    return value.at[:, 1].set(0.0)
+
+
+def test_activations_are_those_of_the_model(made):
+    run, texts = made
+    inputs = run.inputs(*texts)
+    found = run.capture(*texts)
+    assert set(found) == set(run.points)
+    logits = jax.jit(lambda p: run.model.apply({"params": p}, *inputs))(run.params)
+    for row in range(3):
+        used = len(run.pieces(inputs, row)[-1])
+        np.testing.assert_allclose(found["logits"][row, :used], logits[row, :used], atol=2e-5)
+    for name, value in found.items():
+        assert len(value) == 3
+        if name.endswith("/weights"):
+            np.testing.assert_allclose(value.sum(-1), 1.0, atol=1e-5)
+
+
+def test_padding_does_not_show(made):
+    """A row alone gives what it gives beside longer ones."""
+    run, texts = made
+    inputs = run.inputs(*texts)
+    together = run.capture(*texts, names=["*/residual_after", "*/weights"])
+    lengths = [len(pieces) for pieces in run.pieces(inputs, 2)]
+    apart = run.capture(*(side[2:] for side in texts), names=["*/residual_after", "*/weights"])
+    for name, value in apart.items():
+        rows, columns = run.sides(name)
+        assert value.shape[-2] == lengths[rows]
+        cut = together[name][2:, ..., : lengths[rows], : lengths[columns] if columns is not None else None]
+        np.testing.assert_allclose(cut, value, atol=2e-5)
+
+
+def test_residuals_add_up(made):
+    run, texts = made
+    found = run.capture(*texts, names=["decoder/layer_1/*"])
+    of = lambda point: found[f"decoder/layer_1/{point}"]
+    added = of("residual_before") + sum(v for name, v in found.items() if name.endswith("_output"))
+    np.testing.assert_allclose(of("residual_after"), added, atol=1e-5)
+
+
+def test_patterns_that_match_nothing_name_the_nearest(made):
+    run, texts = made
+    with pytest.raises(UserError, match=r"nothing is called 'logit'. Did you mean logits\?"):
+        run.capture(*texts, names=["logit"])
+    with pytest.raises(UserError, match="nothing is called"):
+        run.intervene({"decoder/layer_7/*": without_head})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_search_is_captured_as_its_cached_steps_compute_it(family):
+    """Each output is a beam that the cached step is fed, token by token; every activation is gathered from there."""
+    run, line = FAMILIES[family].make(), FAMILIES[family].texts[0][0]
+    (found,) = run.capture_search([line], **SEARCH)
+    assert len(found) == 2
+    model, K, T = run.model, 2, 12
+    prompt = FAMILIES[family].prompt(run, line)
+    apply = lambda p, *a, **kw: model.apply({"params": p}, *a, **kw)
+    cache = jax.jit(lambda p: apply(p, prompt, K, T, method="start"))(run.params)
+    step = jax.jit(lambda p, c, t: apply(p, c, t, method="step", mutable=[COLLECTION]))
+    fed = jnp.full((1, K), 3, jnp.int32)
+    for t in range(min(len(h.tokens) for h in found)):
+        (_, cache), state = step(run.params, cache, fed)
+        for name, cached in read(state).items():
+            for k, hypothesis in enumerate(found):
+                whole = hypothesis.activations[name]
+                at = whole.shape[-2] - (len(hypothesis.tokens) + 1) + t
+                if name.endswith("cross_attention/weights"):
+                    np.testing.assert_allclose(cached[0, ..., k, :], whole[..., at, :], atol=3e-5)
+                elif name.endswith("/weights"):
+                    first = cached.shape[-1] - K * T
+                    own = cached[0, ..., k, first + k : first + K * (t + 1) : K]
+                    seen = np.concatenate([cached[0, ..., k, : at - t], own], axis=-1)
+                    np.testing.assert_allclose(seen, whole[..., at, : at + 1], atol=3e-5)
+                else:
+                    np.testing.assert_allclose(cached[0, ..., k, :], whole[..., at, :], atol=3e-4, err_msg=name)
+        fed = jnp.asarray([[h.tokens[t] for h in found]], jnp.int32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_interventions_are_at_work_in_searches_as_in_scores(family):
+    run, texts = FAMILIES[family].make(), FAMILIES[family].texts
+    ablated = run.intervene({HEAD: without_head})
+    assert not ablated.capture(*texts, names=[HEAD])[HEAD][:, 1].any()
+    assert run.capture(*texts, names=[HEAD])[HEAD][:, 1].any()
+    lines = texts[0]
+    searched, plain = ablated.search(lines, **SEARCH), run.search(lines, **SEARCH)
+    assert [[h.tokens for h in best] for best in searched] != [[h.tokens for h in best] for best in plain]
+    for line, best in zip(lines, searched, strict=True):
+        for hypothesis in best:
+            scored = FAMILIES[family].log_prob(ablated, line, hypothesis.tokens)
+            np.testing.assert_allclose(scored, hypothesis.log_prob, rtol=1e-4)
+            assert abs(FAMILIES[family].log_prob(run, line, hypothesis.tokens) - scored) > 1e-3
+
+
+def test_interventions_add_up_and_parameters_may_change(made):
+    run, texts = made
+    logits = lambda run: run.capture(*texts, names=["logits"])["logits"]
+    doubled = run.intervene({"logits": lambda value, name: 2 * value})
+    np.testing.assert_allclose(
+        logits(doubled.intervene({"logits": lambda v, n: v + 1})), 2 * logits(run) + 1, rtol=1e-5
+    )
+    larger = run.with_params(jax.tree.map(lambda leaf: 1.1 * leaf, run.params))
+    assert np.abs(logits(larger) - logits(run)).max() > 0.1
