@@ -31,10 +31,10 @@ TESTED_AT_EACH = 200
 """Test pairs of each distance."""
 PREFIX = "long_range/"
 LETTERS, DIGITS = "abcdefghijklmnopqrstuvwxyz", "0123456789"
-NOUNS = "dog cat boy girl king horse bird pilot nurse farmer clerk singer".split()
-VERBS = "run sleep sing wait laugh fall work travel speak return".split()
-SEEN = "saw heard liked met knew helped".split()  # past forms, which say nothing of number
-PREPOSITIONS = "near behind beside under above with".split()
+NOUNS = ["dog", "cat", "boy", "girl", "king", "horse", "bird", "pilot", "nurse", "farmer", "clerk", "singer"]
+VERBS = ["run", "sleep", "sing", "wait", "laugh", "fall", "work", "travel", "speak", "return"]
+SEEN = ["saw", "heard", "liked", "met", "knew", "helped"]  # past forms, which say nothing of number
+PREPOSITIONS = ["near", "behind", "beside", "under", "above", "with"]
 
 
 class Draw:
@@ -79,7 +79,9 @@ def agreeing(draw: Draw, distance: int) -> tuple[list[str], list[str]]:
     words += ["the", noun(plural)]
     for many in draw.shuffled(others):
         clause = draw.pick((False, True))
-        words += ["that", "the", noun(many), draw.pick(SEEN)] if clause else [draw.pick(PREPOSITIONS), "the", noun(many)]
+        words += (
+            ["that", "the", noun(many), draw.pick(SEEN)] if clause else [draw.pick(PREPOSITIONS), "the", noun(many)]
+        )
     verb = draw.pick(VERBS)
     return [*words, "to", verb], [verb if plural else f"{verb}s"]
 
@@ -148,6 +150,4 @@ def generate(name: str, sizes: Mapping[str, int] = SIZES, tested: int = TESTED_A
                 return {"source": source, "target": target, "distance": distance}
 
     splits = {"test": [example(distance) for distance in task.tested for _ in range(tested)]}
-    return splits | {
-        split: [example(draw.pick(task.trained)) for _ in range(size)] for split, size in sizes.items()
-    }
+    return splits | {split: [example(draw.pick(task.trained)) for _ in range(size)] for split, size in sizes.items()}

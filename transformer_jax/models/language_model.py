@@ -14,8 +14,9 @@ from jax import Array
 from transformer_jax.models.attention import MASKED
 from transformer_jax.models.layers import Embedding, Seeds, dropout
 from transformer_jax.models.positions import sinusoidal
+from transformer_jax.models.seq2seq import need
 from transformer_jax.models.taps import Network, tap
-from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, need, plain, unroll
+from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, plain, unroll
 
 
 @dataclass(frozen=True, kw_only=True)

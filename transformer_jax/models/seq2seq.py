@@ -1,0 +1,105 @@
+"""What all encoder-decoders have in common: the tables of tokens, tied or not, and the logits of the last states."""
+
+from typing import Any, ClassVar, Literal, Self
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from transformer_jax.errors import UserError
+from transformer_jax.models.layers import Embedding, Seeds, dropout
+from transformer_jax.models.taps import Network, tap
+
+PAD_ID, BOS_ID = 0, 3
+
+Tying = Literal["none", "source_target", "target_output", "all"]
+"""Which of the tables of source tokens, target tokens and the output are one."""
+
+
+def need(ok: bool, message: str) -> None:
+    """Raises: UserError with the message unless ``ok``."""
+    if not ok:
+        raise UserError(f"model: {message}")
+
+
+def check_tying(config: Any) -> None:
+    """Raises: UserError where two vocabularies of different sizes are to share a table."""
+    need(
+        config.tie_embeddings not in ("source_target", "all") or config.source_vocab_size == config.target_vocab_size,
+        f"tie_embeddings={config.tie_embeddings!r} shares one table between the languages, but their vocabularies "
+        f"have {config.source_vocab_size} and {config.target_vocab_size} entries; use tokenizer.joint=True, "
+        "or tie_embeddings='target_output' or 'none'.",
+    )
+
+
+class Seq2Seq(Network):
+    """An encoder-decoder of any architecture, which is a subclass.
+
+    ``model.apply({"params": params}, source, target)`` gives logits float32[B, T, V], where position t predicts
+    ``target[:, t]`` from the source and ``target[:, :t]``: the shift to the right happens inside. Training asks for
+    `hidden` and `output_table`, translation for `incremental`, analysis for `plain`.
+
+    Point: ``logits`` float32[B, T, V].
+    """
+
+    config: Any
+    num_inputs: ClassVar[int] = 2
+
+    def setup_tables(self) -> None:
+        c = self.config
+        if c.tie_embeddings in ("source_target", "all"):
+            self.shared_embedding = Embedding(c.target_vocab_size, c.d_model)
+        else:
+            self.source_embedding = Embedding(c.source_vocab_size, c.d_model)
+            self.target_embedding = Embedding(c.target_vocab_size, c.d_model)
+        if c.tie_embeddings in ("none", "source_target"):
+            self.output_embedding = Embedding(c.target_vocab_size, c.d_model)
+
+    def _table(self, side: str) -> Array:
+        return getattr(self, f"{side}_embedding" if hasattr(self, f"{side}_embedding") else "shared_embedding")()
+
+    def look_up(self, side: str, tokens: Array, seeds: Seeds, cut: float) -> Array:
+        """√D · E[token] (Vaswani et al. 2017, section 3.4), [B, T, D]; of a share ``cut`` of the tokens, zeros instead
+        (token cutoff, Shen et al. 2020)."""
+        x = self._table(side)[tokens] * self.config.d_model**0.5
+        if cut:
+            x = jnp.where(dropout(jnp.ones(tokens.shape), seeds, f"{side}_cutoff", cut)[..., None] > 0, x, 0.0)
+        return x
+
+    def check_length(self, what: str, length: int, advice: str) -> None:
+        """Raises: UserError for more tokens than max_length."""
+        limit = self.config.max_length
+        need(length <= limit, f"{what} {length} tokens exceeds max_length={limit}; {advice}")
+
+    def hidden(self, source: Array, target: Array, seeds: Seeds = None, cut: float = 0.0) -> Array:
+        """The decoder's last states [B, T, D] under teacher forcing; `logits` of them predict ``target``."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def plain(self) -> Self:
+        """The same model as it runs anywhere and can be looked into."""
+        return self
+
+    @nn.nowrap
+    def incremental(self) -> Any:
+        """Its decode interface: what `decoding.interface` calls a `Decodable`."""
+        raise NotImplementedError
+
+    def output_table(self) -> Array:
+        """The matrix float32[V, D] of the last linear layer, tied or its own."""
+        if self.config.tie_embeddings in ("none", "source_target"):
+            return self.output_embedding()
+        return self._table("target")
+
+    def logits(self, hidden: Array) -> Array:
+        """[B, T, D] -> float32[B, T, V]."""
+        table = self.output_table().astype(hidden.dtype)
+        return tap(self, "logits", jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32))
+
+    def __call__(self, source: Array, target: Array, seeds: Seeds = None) -> Array:
+        return self.logits(self.hidden(source, target, seeds))
+
+
+def shifted(target: Array) -> Array:
+    """What the decoder reads to predict target int32[B, T]: BOS, then all but the last token."""
+    return jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS_ID)
