@@ -48,6 +48,7 @@ def get_config(argument: str = "reverse/transformer") -> ConfigDict:
     config.checkpoints.keep_latest = 1
     config.evaluation.every_steps = 1000
     config.evaluation.metric = "loss"
+    config.evaluation.decode = "none"
     config.decoding.method = "greedy"
     config.decoding.max_source_length = LONGEST
     config.decoding.max_target_length = LONGEST
