@@ -42,6 +42,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         # Ten minutes are some seventeen epochs: too few for the recipe's dropout and large batches.
         config.tokenizer.vocab_size = 4000
         config.batching.tokens_per_batch = 2048
+        config.model.dtype = "bfloat16_products"
         config.model.dropout_rate = 0.2
         config.model.embedding_dropout_rate = 0.2
         config.optimizer.schedule = "warmup_stable_decay"

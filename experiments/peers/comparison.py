@@ -26,7 +26,7 @@ Result = dict[str, Any]
 
 
 def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) -> Result:
-    """Target tokens/s of this project and of MarianMT: ours, theirs, ours, theirs …
+    """Target tokens/s of this project and of MarianMT in float32 and with autocast, in turns.
 
     Args:
       mapping: the config; its model is made Marian's: normalised after sublayers, with biases everywhere.
@@ -49,27 +49,39 @@ def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) ->
         f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n"
     )
     ours: list[Result] = []
-    marian: list[Result] = []
+    marian: list[list[Result]] = []
     for number in range(1, rounds + 1):
         command = ["train", f"--config={configured}", f"--seconds={seconds}", "--windows=1"]
         ours.append(_ours(command, folder))
-        target = folder / "marian.json"
-        script = [str(python), str(HERE / "marian_train.py"), *map(str, (batches, settings, seconds, target))]
-        run(script, folder / "marian.log")
-        marian.append(json.loads(target.read_text()))
-        rates = [_rate(ours[-1]), _rate(marian[-1])]
-        print(f"round {number}: {rates[0]:,.0f} and {rates[1]:,.0f} target tokens/s", flush=True)
-    ratios = [_rate(a) / _rate(b) for a, b in zip(ours, marian, strict=True)]
-    return {"batches": count, "seconds": seconds, "ours": ours, "marian": marian, "ratios": ratios}
+        marian.append([])
+        for precision in ("float32", "bfloat16"):
+            target = folder / "marian.json"
+            arguments = map(str, (batches, settings, precision, seconds, target))
+            run([str(python), str(HERE / "marian_train.py"), *arguments], folder / "marian.log")
+            marian[-1].append(json.loads(target.read_text()))
+        rates = [_rate(ours[-1]), *map(_rate, marian[-1])]
+        print(f"round {number}: {', '.join(f'{rate:,.0f}' for rate in rates)} target tokens/s", flush=True)
+    ratios = [_rate(a) / max(map(_rate, b)) for a, b in zip(ours, marian, strict=True)]
+    return {
+        "dtype": config.model.dtype,
+        "batches": count,
+        "seconds": seconds,
+        "ours": ours,
+        "marian": marian,
+        "ratios": ratios,
+    }
 
 
 def format_training(result: Result) -> str:
     """A line for each round, and the median of their ratios."""
-    lines = ["round   transformer_jax   MarianMT   ratio   (target tokens/s, without padding)"]
+    lines = [
+        "round   transformer_jax   MarianMT float32   autocast   ratio to the faster   (target tokens/s, no padding)"
+    ]
     rounds = zip(result["ours"], result["marian"], result["ratios"], strict=True)
-    for number, (ours, marian, ratio) in enumerate(rounds, 1):
-        lines.append(f"{number:5}   {_rate(ours):15,.0f}   {_rate(marian):8,.0f}   {ratio:5.2f}")
-    ours, marian = result["ours"][0], result["marian"][0]
+    for number, (ours, (full, cast), ratio) in enumerate(rounds, 1):
+        lines.append(f"{number:5}   {_rate(ours):15,.0f}   {_rate(full):16,.0f}   {_rate(cast):8,.0f}   {ratio:19.2f}")
+    ours, marian = result["ours"][0], result["marian"][0][0]
+    lines.append(f"model.dtype  {result['dtype']}")
     lines.append(f"median ratio {statistics.median(result['ratios']):.2f}")
     lines.append(f"parameters   {ours['parameters']:,} and {marian['parameters']:,}")
     lines.append(f"compiling    {ours['compile']['seconds']:.1f} s in the first round, not counted")

@@ -1,8 +1,8 @@
 """Trains Hugging Face's MarianMT in a plain PyTorch loop on batches of this project, in its own environment.
 
-    python marian_train.py BATCHES.npz MODEL.json SECONDS RESULT.json
+    python marian_train.py BATCHES.npz MODEL.json PRECISION SECONDS RESULT.json
 
-Same sizes, dropout, loss, optimizer and schedule; float32; all cores.
+Same sizes, dropout, loss, optimizer and schedule; PRECISION is float32, or bfloat16 for autocast; all cores.
 """
 
 import json
@@ -45,7 +45,7 @@ def make_model(model: dict) -> transformers.MarianMTModel:
     return transformers.MarianMTModel(config).train()
 
 
-def main(batches: str, settings: str, seconds: str, result: str) -> None:
+def main(batches: str, settings: str, precision: str, seconds: str, result: str) -> None:
     with open(settings) as file:
         model = json.load(file)
     stored = np.load(batches)
@@ -67,12 +67,13 @@ def main(batches: str, settings: str, seconds: str, result: str) -> None:
     def step(number: int) -> tuple[torch.Tensor, int]:
         source, target = stream[number % len(stream)]
         inputs = F.pad(target[:, :-1], (1, 0), value=3)
-        logits = network(
-            input_ids=source, attention_mask=(source != 0).long(), decoder_input_ids=inputs, use_cache=False
-        ).logits
-        loss = F.cross_entropy(
-            logits.flatten(0, 1), target.flatten(), ignore_index=0, label_smoothing=model["label_smoothing"]
-        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = network(
+                input_ids=source, attention_mask=(source != 0).long(), decoder_input_ids=inputs, use_cache=False
+            ).logits
+            loss = F.cross_entropy(
+                logits.flatten(0, 1), target.flatten(), ignore_index=0, label_smoothing=model["label_smoothing"]
+            )
         loss.backward()
         adam.step()
         schedule.step()
@@ -88,6 +89,7 @@ def main(batches: str, settings: str, seconds: str, result: str) -> None:
         number, tokens = number + 1, tokens + count
     elapsed = time.monotonic() - start
     record = {
+        "precision": precision,
         "target_tokens_per_second": tokens / elapsed,
         "step_seconds": elapsed / (number - warm),
         "steps": number - warm,

@@ -143,7 +143,7 @@ def test_peers_get_every_weight_as_a_matrix(attention_bias):
     share = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     found = project("output", np.einsum("hts,shk->thk", share, v).reshape(5, -1))
     attention = MultiHeadAttention(
-        config.d_model, config.num_heads, config.kv_heads, config.head_dim, attention_bias, dropout_rate=0.0
+        config.d_model, config.num_heads, config.kv_heads, config.head_dim, attention_bias, 0.0, "float32"
     )
     layer = {"params": params["decoder"]["layer_1"]["cross_attention"]}
     wanted = attention.apply(layer, *[jnp.asarray(x, jnp.float32)] * 2, None)[0]
@@ -186,7 +186,7 @@ def test_tables_show_ratios_of_rounds():
         "compile": {"seconds": 2.0},
     }
     theirs = {"target_tokens_per_second": 300.0, "parameters": 5, "versions": {"torch": "2"}}
-    result = {"ours": [ours], "marian": [theirs], "ratios": [3.0]}
+    result = {"ours": [ours], "marian": [[theirs, theirs]], "ratios": [3.0], "dtype": "float32"}
     assert "median ratio 3.00" in comparison.format_training(json.loads(json.dumps(result)))
     rates = {
         "transformer_jax": {"forced": [50.0, 70.0], "free": [30.0]},

@@ -82,7 +82,7 @@ def test_cached_logits_equal_theirs(name: str) -> None:
 
 def test_rotary_grouped_attention_equals_llamas() -> None:
     params, given = read("llama_attention")
-    block = MultiHeadAttention(16, 4, 2, 4, use_bias=False, dropout_rate=0.0)
+    block = MultiHeadAttention(16, 4, 2, 4, use_bias=False, dropout_rate=0.0, product_dtype="float32")
     positions = np.arange(11)
     causal = np.where(positions[None] <= positions[:, None], 0.0, MASKED)
     y = block.apply({"params": params}, given["inputs"], given["inputs"], causal, positions)

@@ -91,7 +91,7 @@ def parameters(c: TransformerConfig) -> dict[tuple[bool, bool], int]:
 def predict(c: TransformerConfig, d: int, f: int, t: int, rows: Rows) -> Cost:
     """The formulas of docs/scaling.md, for models with the paper's choices, one shared table, and Adam."""
     E, L, D = c.num_encoder_layers, c.num_decoder_layers, c.d_model
-    w = np.dtype(c.dtype if c.dtype == "float32" else np.float16).itemsize
+    w = np.dtype(c.activation_dtype).itemsize
     counts = parameters(c)
     held = sum(n // (f if fsdp else 1) // (t if tensor else 1) for (fsdp, tensor), n in counts.items())
     s, n = rows.count * rows.source, rows.count * rows.target

@@ -102,7 +102,7 @@ def activation_bytes(model: LanguageModelConfig, rows: float, length: int, tenso
     for our blocks without dropout masks). Heads and feed-forward are divided over the tensor axis. With remat="full"
     only inputs are kept, and one layer is whole at a time; "dots" lies between and is counted as "none".
     """
-    c, size = model, jnp.dtype(model.dtype).itemsize
+    c, size = model, jnp.dtype(model.activation_dtype).itemsize
     heads = 2 * c.num_heads + 2 * c.kv_heads
     split = (heads * c.head_dim + (3 if c.activation.endswith("glu") else 2) * c.d_ff) / tensor
     pairs = c.num_heads / tensor * length * (4 + size)

@@ -41,7 +41,7 @@ QUEUE_BATCHES = 8
 output.
 """
 
-SPARE = 8
+SPARE = 4
 """Tokens that an output may have beyond the length of its source before it is set aside for longer ones."""
 
 REFILL_FRACTION = 8
@@ -262,17 +262,18 @@ class Decoder:
             return unfinished
 
         # Each step costs in proportion to the room of the whole batch, and most outputs need far less than they may
-        # have. So all are tried in little room first, and the few that it does not hold once more in all of it.
+        # have. So all are tried in little room first, from short sources to long; those that it does not hold join
+        # the next longer ones, and the last get all the room there is.
         room = lambda source_length: min(config.max_target_length, config.output_limit(source_length) + prefix_length)
         follows = config.max_length_factor > 0  # else the length of an output has nothing to do with its source's
         spare = SPARE + prefix_length if follows else config.max_target_length
-        groups = length_groups(map(len, ended), config.max_source_length)
-        again = []
-        for source_length, members in groups.items():
-            again += search(source_length, members, min(room(source_length), source_length + spare))
-        if again:
-            longest = max(length_groups((len(ended[i]) for i in again), config.max_source_length))
-            search(longest, again, room(longest))
+        unfinished: list[int] = []
+        for source_length, members in sorted(length_groups(map(len, ended), config.max_source_length).items()):
+            little = min(room(source_length), source_length + spare)
+            unfinished = search(source_length, members + unfinished, little)
+            longest, enough = source_length, little == room(source_length)
+        if unfinished and not enough:
+            search(longest, unfinished, room(longest))
         return found
 
     def _search(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from transformer_jax.models.layers import Seeds, Weights, dropout
+from transformer_jax.models.layers import Seeds, Weights, dropout, product
 from transformer_jax.models.positions import rotary
 from transformer_jax.models.taps import tap, tapped
 
@@ -19,11 +19,11 @@ MASKED = -1e9
 """Added to scores that must not be seen: finite, so that a row of padding alone stays free of NaN."""
 
 
-def split_heads(x: Array, *weights: tuple[Array, Array | None]) -> list[Array]:
+def split_heads(x: Array, dtype: str, *weights: tuple[Array, Array | None]) -> list[Array]:
     """x[B, T, D] · kernel[D, H, K] + bias[H, K] -> [B, H, T, K] for each of the weights, by one matrix product."""
     kernels, biases = zip(*weights, strict=True)
     # Stacked on an axis of their own, which no device splits.
-    y = jnp.einsum("btd,dnhk->btnhk", x, jnp.stack(kernels, 1).astype(x.dtype))
+    y = product(x, jnp.stack(kernels, 1), dtype)
     y = y if biases[0] is None else y + jnp.stack(biases).astype(x.dtype)
     return [jnp.swapaxes(y[:, :, i], 1, 2) for i in range(len(weights))]
 
@@ -41,6 +41,7 @@ class MultiHeadAttention(nn.Module):
     head_dim: int
     use_bias: bool
     dropout_rate: float
+    product_dtype: str
     implementation: str = "plain"
 
     def setup(self) -> None:
@@ -54,19 +55,19 @@ class MultiHeadAttention(nn.Module):
 
     def query(self, x: Array, positions: Array | None = None) -> Array:
         """[B, T, D] -> [B, H, T, K]; rotated when ``positions`` int32[T] is given."""
-        (q,) = split_heads(x, self.query_weights())
+        (q,) = split_heads(x, self.product_dtype, self.query_weights())
         return tap(self, "queries", q if positions is None else rotary(q, positions))
 
     def keys_values(self, x: Array, positions: Array | None = None) -> tuple[Array, Array]:
         """[B, S, D] -> keys and values [B, G, S, K]; keys rotated when ``positions`` int32[S] is given."""
-        k, v = split_heads(x, self.key_weights(), self.value_weights())
+        k, v = split_heads(x, self.product_dtype, self.key_weights(), self.value_weights())
         return tap(self, "keys", k if positions is None else rotary(k, positions)), tap(self, "values", v)
 
     def project(self, x: Array, positions: Array | None = None) -> tuple[Array, Array, Array]:
         """`query` and `keys_values` of the same x; one matrix product where there are as many heads of each."""
         if self.num_kv_heads != self.num_heads:
             return self.query(x, positions), *self.keys_values(x, positions)
-        q, k, v = split_heads(x, self.query_weights(), self.key_weights(), self.value_weights())
+        q, k, v = split_heads(x, self.product_dtype, self.query_weights(), self.key_weights(), self.value_weights())
         if positions is not None:
             q, k = rotary(q, positions), rotary(k, positions)
         return tap(self, "queries", q), tap(self, "keys", k), tap(self, "values", v)
@@ -82,7 +83,8 @@ class MultiHeadAttention(nn.Module):
         plain = self.implementation == "plain" or tapped(self)
         heads = self._plain(q, k, v, bias, seeds) if plain else self._fused(q, k, v, bias)
         kernel, output_bias = self.output_weights()
-        y = jnp.einsum("bhtk,hkd->btd", tap(self, "heads", heads), kernel.astype(q.dtype))
+        heads = jnp.swapaxes(tap(self, "heads", heads), 1, 2)
+        y = product(heads, kernel, self.product_dtype, num_axes=2)
         return y if output_bias is None else y + output_bias.astype(q.dtype)
 
     def _plain(self, q: Array, k: Array, v: Array, bias: Array | None, seeds: Seeds) -> Array:

@@ -71,7 +71,9 @@ class LanguageModel(Network):
             learned = c.positions == "learned"
             table = self.positions() if learned else jnp.asarray(sinusoidal(c.max_length, c.d_model))
             x = x + table[positions]
-        return dropout(tap(self, "embeddings", x.astype(c.dtype)), seeds, "embedding", c.embedding_dropout_rate)
+        return dropout(
+            tap(self, "embeddings", x.astype(c.activation_dtype)), seeds, "embedding", c.embedding_dropout_rate
+        )
 
     def hidden(self, inputs: Array, segments: Array | None = None, seeds: Seeds = None) -> Array:
         """The last states [B, T, D]; `logits` of them predict the next tokens.
@@ -97,7 +99,8 @@ class LanguageModel(Network):
 
     def logits(self, hidden: Array) -> Array:
         """[B, T, D] -> float32[B, T, V]."""
-        table = self.output_table().astype(hidden.dtype)
+        dtype = self.config.product_dtype
+        hidden, table = hidden.astype(dtype), self.output_table().astype(dtype)
         return tap(self, "logits", jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32))
 
     def __call__(self, inputs: Array, segments: Array | None = None, seeds: Seeds = None) -> Array:
@@ -118,7 +121,7 @@ class LanguageModel(Network):
         position_bias = self.decoder.position_bias(distance)
         bias = bias if position_bias is None else bias + position_bias
         rotations = positions if c.positions == "rotary" else None
-        room = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.dtype)
+        room = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.activation_dtype)
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             x, key, value = layer.prefill(x, bias, rotations)

@@ -54,6 +54,39 @@ class Weights(nn.Module):
         return kernel, bias
 
 
+def product(x: Array, kernel: Array, dtype: str, num_axes: int = 1) -> Array:
+    """x[..., I] · kernel[I, O], over the last ``num_axes`` axes of x, of operands in ``dtype``; in the dtype of x."""
+    if x.dtype == dtype:
+        return jnp.tensordot(x, kernel.astype(dtype), num_axes)
+    return _rounded_product(x, kernel, dtype, num_axes)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _rounded_product(x: Array, kernel: Array, dtype: str, num_axes: int) -> Array:
+    """A product of float32 arrays whose operands are rounded to ``dtype``, sums in float32, forwards and backwards.
+
+    Differentiation would by itself multiply the float32 cotangent with a rounded operand, at the speed of float32.
+    """
+    return _rounded_product_forward(x, kernel, dtype, num_axes)[0]
+
+
+def _rounded_product_forward(x: Array, kernel: Array, dtype: str, num_axes: int) -> tuple[Array, tuple]:
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    return jnp.tensordot(x, kernel, num_axes, preferred_element_type=jnp.float32), (x, kernel)
+
+
+def _rounded_product_backward(dtype: str, num_axes: int, residual: tuple, dy: Array) -> tuple[Array, Array]:
+    x, kernel = residual
+    dy = dy.astype(dtype)
+    rows, outputs = tuple(range(x.ndim - num_axes)), kernel.ndim - num_axes
+    of_y, of_kernel = tuple(range(len(rows), dy.ndim)), tuple(range(num_axes, num_axes + outputs))
+    dx = jnp.tensordot(dy, kernel, (of_y, of_kernel), preferred_element_type=jnp.float32)
+    return dx, jnp.tensordot(x, dy, (rows, rows), preferred_element_type=jnp.float32)
+
+
+_rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
+
+
 class Embedding(nn.Module):
     """A table float32[V, D], drawn from N(0, 1/D) so that scaled look-ups and tied logits are of order one."""
 

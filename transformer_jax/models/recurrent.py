@@ -59,6 +59,11 @@ class RecurrentConfig:
             rate = getattr(self, name)
             need(0.0 <= rate < 1.0, f"{name} is {rate}; it must be at least 0 and below 1.")
 
+    @property
+    def product_dtype(self) -> str:
+        """Of the operands of products with weights."""
+        return self.dtype
+
 
 def sequence_dropout(x: Array, seeds: Seeds, site: str, rate: float) -> Array:
     """Dropout of x[B, T, D] with one mask [B, 1, D] for all T."""

@@ -5,8 +5,8 @@
     attention.*    linear layers without a bias: key, join and, for Bahdanau's, query and score
     *_embedding.weight
 
-There a gate is a row of a matrix [4H, inputs], and has two biases that are added up: what is read is their sum, and what
-is written has zeros for the second.
+There a gate is a row of a matrix [4H, inputs], and has two biases that are added up: what is read is their sum, what is
+written has zeros for the second.
 """
 
 from collections.abc import Iterator, Mapping

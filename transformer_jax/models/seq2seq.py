@@ -93,7 +93,8 @@ class Seq2Seq(Network):
 
     def logits(self, hidden: Array) -> Array:
         """[B, T, D] -> float32[B, T, V]."""
-        table = self.output_table().astype(hidden.dtype)
+        dtype = self.config.product_dtype
+        hidden, table = hidden.astype(dtype), self.output_table().astype(dtype)
         return tap(self, "logits", jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32))
 
     def __call__(self, source: Array, target: Array, seeds: Seeds = None) -> Array:

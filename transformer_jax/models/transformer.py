@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax import Array
 
 from transformer_jax.models.attention import MASKED, MultiHeadAttention
-from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in
+from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in, product
 from transformer_jax.models.positions import RelativeBias, alibi, sinusoidal
 from transformer_jax.models.seq2seq import PAD_ID, Seq2Seq, Tying, check_tying, need, shifted
 from transformer_jax.models.taps import COLLECTION, tap
@@ -47,7 +47,7 @@ class BlockConfig:
     embedding_dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.0
     activation_dropout_rate: float = 0.0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16_products", "bfloat16"] = "float32"  # activations', but see product_dtype
     remat: Literal["none", "weights", "dots", "full"] = "none"  # what is computed anew backwards: REMAT_POLICIES
     scan_layers: bool = False
 
@@ -90,6 +90,15 @@ class BlockConfig:
             if field.name.endswith("dropout_rate"):
                 rate = getattr(self, field.name)
                 need(0.0 <= rate < 1.0, f"{field.name} is {rate}; it must be at least 0 and below 1.")
+
+    @property
+    def activation_dtype(self) -> str:
+        return "bfloat16" if self.dtype == "bfloat16" else "float32"
+
+    @property
+    def product_dtype(self) -> str:
+        """What the operands of products with weights are rounded to; parameters and the sums are float32 always."""
+        return "float32" if self.dtype == "float32" else "bfloat16"
 
     @property
     def head_dim(self) -> int:
@@ -146,12 +155,12 @@ class FeedForward(nn.Module):
             ((c.d_model, 2, c.d_ff), ("embed", "gate", "mlp")) if gated else ((c.d_model, c.d_ff), ("embed", "mlp"))
         )
         kernel, bias = Weights(shape, axes, use_bias=c.feed_forward_bias, name="input")()
-        hidden = jnp.tensordot(x, kernel.astype(x.dtype), 1)
+        hidden = product(x, kernel, c.product_dtype)
         hidden = hidden if bias is None else hidden + bias.astype(x.dtype)
         hidden = tap(self, "neurons", act(hidden[..., 0, :]) * hidden[..., 1, :] if gated else act(hidden))
         hidden = dropout(hidden, seeds, "activation", c.activation_dropout_rate)
         kernel, bias = Weights((c.d_ff, c.d_model), ("mlp", "embed"), use_bias=c.feed_forward_bias, name="output")()
-        y = jnp.tensordot(hidden, kernel.astype(x.dtype), 1)
+        y = product(hidden, kernel, c.product_dtype)
         return y if bias is None else y + bias.astype(x.dtype)
 
 
@@ -174,6 +183,7 @@ class Layer(nn.Module):
             head_dim=c.head_dim,
             use_bias=c.attention_bias,
             dropout_rate=c.attention_dropout_rate,
+            product_dtype=c.product_dtype,
             implementation=c.attention_implementation,
         )
         self.self_attention = MultiHeadAttention(**attention)
@@ -251,7 +261,7 @@ class Layer(nn.Module):
 
         def cross_attention(h: Array) -> Array:
             q = self.cross_attention.query(h)
-            return self.cross_attention.attend(q, cache["cross_key"], cache["cross_value"], cross_bias)
+            return self.cross_attention.attend(q, cache["cross_key"].swapaxes(2, 3), cache["cross_value"], cross_bias)
 
         x = self._residual(x, "self_attention", self_attention, None)
         if self.has_memory:
@@ -286,7 +296,7 @@ class Stack(nn.Module):
         layer: Any = Layer
         if not self.is_initializing():
             # Under fsdp each layer gathers its own parameters, once more on the way back if they are not kept.
-            layer = nn.map_variables(Layer, "params", lambda parts: at_use(parts, c.dtype))
+            layer = nn.map_variables(Layer, "params", lambda parts: at_use(parts, c.activation_dtype))
         if c.remat != "none":
             layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
@@ -380,7 +390,7 @@ class EncoderDecoder(Seq2Seq):
                 getattr(self, f"{side}_positions")() if learned else jnp.asarray(sinusoidal(c.max_length, c.d_model))
             )
             x = x + (table[first : first + length] if isinstance(first, int) else table[first])
-        x = tap(self, f"{side}_embeddings", x.astype(c.dtype))
+        x = tap(self, f"{side}_embeddings", x.astype(c.activation_dtype))
         return dropout(x, seeds, f"{side}_embedding", c.embedding_dropout_rate)
 
     def encode(self, source: Array, seeds: Seeds = None, cut: float = 0.0) -> tuple[Array, Array]:
@@ -403,12 +413,13 @@ class EncoderDecoder(Seq2Seq):
         self.check_length("decoding up to", max_length, "lower the first, or raise the second.")
         memory, cross_bias = self.encode(source)
         B = source.shape[0]
-        values = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.dtype)
+        values = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.activation_dtype)
         keys = jnp.swapaxes(values, 2, 3)
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             key, value = layer.cross_attention.keys_values(memory)
-            layers[f"layer_{i}"] = {"key": keys, "value": values, "cross_key": key, "cross_value": value}
+            # Keys as [B, G, head_dim, S]: the scores' product reads them row by row.
+            layers[f"layer_{i}"] = {"key": keys, "value": values, "cross_key": key.swapaxes(2, 3), "cross_value": value}
         return {
             "clock": jnp.zeros(B, jnp.int32),
             "index": jnp.zeros(B, jnp.int32),

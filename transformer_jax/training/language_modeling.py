@@ -45,7 +45,7 @@ class LanguageModelTask:
         table = self.model.apply({"params": params}, method="output_table")
         targets = batch["targets"].reshape(-1)
         weights = (targets != PAD_ID).astype(jnp.float32)
-        rows = hidden.reshape(-1, hidden.shape[-1])
+        rows = hidden.reshape(-1, hidden.shape[-1]).astype(self.model.config.product_dtype)
         return summed_cross_entropy(rows, table, targets, weights, self.config.label_smoothing, self.config.loss_chunk)
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:

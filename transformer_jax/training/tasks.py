@@ -74,7 +74,7 @@ class TranslationTask:
 
         def hidden(seeds: Seeds, cut: float = 0.0) -> Array:
             x: Any = self.model.apply({"params": params}, source, target, seeds, cut, method="hidden")
-            return x.reshape(-1, x.shape[-1])
+            return x.reshape(-1, x.shape[-1]).astype(self.model.config.product_dtype)
 
         table = self.model.apply({"params": params}, method="output_table")
         constants = {
