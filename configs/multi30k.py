@@ -3,8 +3,9 @@
     python experiments/train.py --config=configs/multi30k.py:tiny --workdir=runs/multi30k-tiny
 
 `tiny` is the published Transformer-Tiny recipe (Wu et al. 2021); `best` is what validation chose for ten minutes on
-four CPU cores; `lstm` has recurrent networks with attention, as large, in the place of `best`'s Transformer. The data is downloaded, or read from a folder
-with --config.dataset.path=FOLDER; other directions with --config.dataset.source_language=fr and so on.
+four CPU cores; `lstm` has recurrent networks with attention, as large, in the place of `best`'s Transformer. The data
+is downloaded, or read from a folder with --config.dataset.path=FOLDER; other directions with
+--config.dataset.source_language=fr and so on.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
     python experiments/long_range/study.py run runs/long_range                       # the generated tasks
     python experiments/long_range/study.py run runs/long_range --tasks=multi30k --cores=4
     python experiments/long_range/study.py speed runs/long_range                     # on a quiet machine
-    python experiments/long_range/study.py report runs/long_range                    # tables, and figures in docs/figures
+    python experiments/long_range/study.py report runs/long_range                    # tables; figures in docs/figures
 
 `run` does what is missing and can be interrupted at any time; several processes can do different --tasks in one folder.
 Each run is on --cores cores, one unless said otherwise: results are the same to the bit on as many cores only.

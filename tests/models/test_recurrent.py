@@ -119,26 +119,27 @@ def test_gradients_formed_after_the_scan_are_those_of_differentiation(monkeypatc
 
 
 @pytest.mark.parametrize("rate", ["dropout_rate", "embedding_dropout_rate", "recurrent_dropout_rate"])
-def test_each_dropout_is_drawn_from_the_seed_and_keeps_the_mean(rate):
-    """The mean over many masks of a linear quantity is that without; another seed gives another mask."""
+def test_each_dropout_is_drawn_from_the_seed(rate):
+    """Another seed gives another mask; without seeds nothing is dropped."""
     model, params = make(attention="luong", dropout_rate=0.0, embedding_dropout_rate=0.0)
     dropping, _ = make(attention="luong", **{"dropout_rate": 0.0, "embedding_dropout_rate": 0.0, rate: 0.4})
     source, target = (np.repeat(side[:1], 64, axis=0) for side in token_batch())
-    apply = lambda m, *seeds: jax.jit(
-        lambda p: m.apply({"params": p}, source, target, *seeds), compiler_options=QUICK
-    )(params)
+    apply = lambda m, *seeds: jax.jit(lambda p: m.apply({"params": p}, source, target, *seeds), compiler_options=QUICK)(
+        params
+    )
     without, dropped = apply(model), apply(dropping, jnp.arange(64, dtype=jnp.uint32))
     np.testing.assert_array_equal(apply(dropping), without)
     assert len({row.tobytes() for row in np.asarray(dropped)}) == 64
-    np.testing.assert_allclose(dropped.mean(0), without[0], atol=0.35)
 
 
 def test_a_mask_is_the_same_at_all_steps_of_a_row():
-    """What the encoder gives, with its outputs dropped, is zero in the same features at every position."""
-    model, params = make(dropout_rate=0.5, embedding_dropout_rate=0.0)
+    """What the encoder gives, with its outputs dropped, is zero in the same features at every position, else doubled."""
+    model, params = make(dropout_rate=0.5, embedding_dropout_rate=0.0, num_layers=1)
     source = np.repeat(token_batch()[0][:1], 8, axis=0)
     memory, _, _ = model.apply({"params": params}, source, jnp.arange(8, dtype=jnp.uint32), method="encode")
+    whole, _, _ = model.apply({"params": params}, source, method="encode")
     zero = np.asarray(memory == 0)
+    np.testing.assert_allclose(memory, np.where(zero, 0, 2 * whole), rtol=1e-6)
     assert (zero == zero[:, :1]).all()
     assert 0.3 < zero[:, 0].mean() < 0.7
     assert len({row.tobytes() for row in zero[:, 0]}) == 8

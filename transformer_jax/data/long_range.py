@@ -65,7 +65,8 @@ def reversed_(draw: Draw, distance: int) -> tuple[list[str], list[str]]:
 
 
 def recalled(draw: Draw, distance: int) -> tuple[list[str], list[str]]:
-    keys = draw.shuffled(LETTERS)[: draw.number(max(distance, 2), max(distance, TASKS["recall"].trained[-1]))]
+    # Some pairs come before the one that is asked for, or its place alone would tell which it is.
+    keys = draw.shuffled(LETTERS)[: distance + draw.number(0, 5)]
     values = [draw.pick(DIGITS) for _ in keys]
     words = [word for pair in zip(keys, values, strict=True) for word in pair]
     return [*words, "?", keys[-distance]], [values[-distance]]

@@ -52,7 +52,8 @@ def matrices(config: RecurrentConfig) -> Iterator[tuple[str, str, tuple[int, ...
 
 def to_torch(params: Any, config: RecurrentConfig) -> Tensors:
     """The parameters as tensors of PyTorch."""
-    ours, tensors = flatten_dict(params, sep="/"), {}
+    ours = flatten_dict(params, sep="/")
+    tensors: Tensors = {}
     for there, here, inputs, units in lstms(config):
         for kind, name, size in (("weight_ih", "input", inputs), ("weight_hh", "recurrent", units)):
             tensors[there % kind] = np.asarray(ours[f"{here}/{name}/kernel"]).reshape(size, 4 * units).T
