@@ -133,7 +133,7 @@ def test_each_dropout_is_drawn_from_the_seed(rate):
 
 
 def test_a_mask_is_the_same_at_all_steps_of_a_row():
-    """What the encoder gives, with its outputs dropped, is zero in the same features at every position, else doubled."""
+    """What the encoder gives, its outputs dropped, is zero in the same features at every position, else doubled."""
     model, params = make(dropout_rate=0.5, embedding_dropout_rate=0.0, num_layers=1)
     source = np.repeat(token_batch()[0][:1], 8, axis=0)
     memory, _, _ = model.apply({"params": params}, source, jnp.arange(8, dtype=jnp.uint32), method="encode")
