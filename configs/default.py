@@ -104,6 +104,7 @@ def recurrent() -> ConfigDict:
     model.embedding_dropout_rate = 0.2
     model.recurrent_dropout_rate = 0.0
     model.tie_embeddings = "all"
+    model.output_bias = False
     model.dtype = "float32"
     return model
 
@@ -143,6 +144,7 @@ def get_config() -> ConfigDict:
     config.model.num_encoder_layers = 6
     config.model.num_decoder_layers = 6
     config.model.tie_embeddings = "all"
+    config.model.output_bias = False
 
     config.task = ConfigDict()
     config.task.label_smoothing = 0.1

@@ -71,6 +71,7 @@ def base() -> ConfigDict:
     config.model.tie_embeddings = True
     config.model.scale_embeddings = False
     config.model.initializer = "gpt2"
+    config.model.end_begins = False
 
     config.task = ConfigDict()
     config.task.label_smoothing = 0.0

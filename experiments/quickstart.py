@@ -18,7 +18,7 @@ EXAMPLES = 6
 
 def main(arguments: list[str]) -> int:
     prepare_cpu()
-    from transformer_jax.analysis.attention import save_attention_figures
+    from transformer_jax.analysis.interpret.attention import save_attention_figures
     from transformer_jax.analysis.run import load_run
     from transformer_jax.analysis.scores import evaluate_run, format_record
     from transformer_jax.data.datasets import load_dataset

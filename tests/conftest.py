@@ -1,9 +1,13 @@
 """Fixtures that several tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import browser
 
 # Most of the time of these tests is compiling small programs; they need not be fast ones.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -25,3 +29,9 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("needs the folder ../shared/data beside the checkout, which is not here")
     return path
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser without a window; tests that need it skip where it is not installed."""
+    yield from browser.start()

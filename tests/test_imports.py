@@ -59,6 +59,17 @@ ALLOWED: dict[str, set[str]] = {
         "experiment",
         "families",
     },
+    "conversion": {
+        "errors",
+        "config",
+        "run_directory",
+        "models",
+        "data",
+        "training",
+        "experiment",
+        "families",
+        "analysis",
+    },
     "configs": set(),
 }
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from experiments.peers import exports
 from experiments.peers.environments import interpreter, run
 from transformer_jax.analysis.run import load_run
 from transformer_jax.analysis.translation import TranslationRun
+from transformer_jax.conversion.runs import export_run
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.pipeline import Pipeline
 from transformer_jax.data.tokenizers import train_tokenizers
@@ -98,8 +100,11 @@ def compare_decoding(
     pythons = {peer: interpreter(folder, peer) for peer in ("ctranslate2", "joeynmt")}
     texts, references = (side[:lines] for side in load_dataset(opened.config.dataset).splits["test"].texts())
     sources = opened.tokenizers.source.encode(texts)
-    weights, request = folder / "weights.npz", folder / "request.json"
-    exports.write_arrays(weights, exports.flat_weights(opened.params, opened.model.config))
+    weights = {"joeynmt": folder / "weights.npz", "ctranslate2": folder / "ctranslate2-model"}
+    request = folder / "request.json"
+    exports.write_arrays(weights["joeynmt"], exports.flat_weights(opened.params, opened.model.config))
+    shutil.rmtree(weights["ctranslate2"], ignore_errors=True)
+    export_run(opened, weights["ctranslate2"], "ctranslate2")
     write_json(request, exports.decoding_request(opened, sources, forced_tokens, repeats))
     outputs = _own_outputs(opened, sources)
     own = ["decode", path, f"--checkpoint={checkpoint}", f"--repeats={repeats}"]
@@ -114,7 +119,7 @@ def compare_decoding(
             script = [
                 str(pythons[peer]),
                 str(HERE / f"{peer}_decode.py"),
-                *map(str, (weights, request, target)),
+                *map(str, (weights[peer], request, target)),
             ]
             run(script, folder / f"{peer}.log")
             record = json.loads(target.read_text())

@@ -1,85 +1,28 @@
-"""Converts the project's weights for CTranslate2 and measures its beam search. Runs in its own environment.
+"""Measures CTranslate2's beam search with an exported run. Runs in its own environment.
 
-    python ctranslate2_decode.py WEIGHTS.npz REQUEST.json RESULT.json
+    python ctranslate2_decode.py FOLDER REQUEST.json RESULT.json
 
 The threads and batch size that are fastest for a compute type are found first, and then used.
 """
 
 import json
 import os
-import shutil
 import statistics
 import sys
 import time
 from typing import Any
 
 import ctranslate2
-import numpy as np
-from ctranslate2.specs import transformer_spec
 
 BATCH_SIZES = (32, 64, 128)
 
 
-def convert(weights: dict, request: dict, folder: str) -> None:
-    """Writes a CTranslate2 model that computes what the project's model computes."""
-    model = request["model"]
-    spec = transformer_spec.TransformerSpec.from_config(
-        (model["num_encoder_layers"], model["num_decoder_layers"]),
-        model["num_heads"],
-        pre_norm=model["norm_placement"] == "pre",
-    )
-
-    def linear(target: Any, *names: str) -> None:
-        """One layer [out, in] of several kernels [in, out] side by side."""
-        target.weight = np.concatenate([weights[f"{name}/kernel"].T for name in names]).copy()
-        target.bias = np.concatenate([weights[f"{name}/bias"] for name in names])
-
-    def norm(target: Any, name: str) -> None:
-        target.gamma, target.beta = weights[f"{name}/scale"], weights[f"{name}/bias"]
-
-    for side, stack in (("encoder", spec.encoder), ("decoder", spec.decoder)):
-        embeddings = stack.embeddings[0] if side == "encoder" else stack.embeddings
-        embeddings.weight = weights["shared_embedding/embedding"]
-        stack.scale_embeddings = np.float32(model["d_model"] ** 0.5)
-        stack.position_encodings.encodings = weights["positions"]
-        if model["norm_placement"] == "pre":
-            norm(stack.layer_norm, f"{side}/final_norm")
-        for i, layer in enumerate(stack.layer):
-            own = f"{side}/layer_{i}"
-            attention = f"{own}/self_attention"
-            linear(layer.self_attention.linear[0], *(f"{attention}/{part}" for part in ("query", "key", "value")))
-            linear(layer.self_attention.linear[1], f"{attention}/output")
-            norm(layer.self_attention.layer_norm, f"{attention}_norm")
-            if side == "decoder":
-                cross = f"{own}/cross_attention"
-                linear(layer.attention.linear[0], f"{cross}/query")
-                linear(layer.attention.linear[1], f"{cross}/key", f"{cross}/value")
-                linear(layer.attention.linear[2], f"{cross}/output")
-                norm(layer.attention.layer_norm, f"{cross}_norm")
-            linear(layer.ffn.linear_0, f"{own}/feed_forward/input")
-            linear(layer.ffn.linear_1, f"{own}/feed_forward/output")
-            norm(layer.ffn.layer_norm, f"{own}/feed_forward_norm")
-    spec.decoder.projection.weight = weights["shared_embedding/embedding"]
-    spec.register_source_vocabulary(request["pieces"])
-    spec.register_target_vocabulary(request["pieces"])
-    _, spec.config.eos_token, spec.config.unk_token, spec.config.bos_token = request["pieces"][:4]
-    spec.config.decoder_start_token = spec.config.bos_token
-    spec.config.layer_norm_epsilon = model["norm_epsilon"]
-    spec.validate()
-    spec.optimize()
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    spec.save(folder)
-
-
-def main(weights: str, asked: str, result: str) -> None:
+def main(folder: str, asked: str, result: str) -> None:
     with open(asked) as file:
         request = json.load(file)
-    folder = os.path.splitext(result)[0] + "-model"
-    convert(dict(np.load(weights)), request, folder)
     pieces, cores = request["pieces"], len(os.sched_getaffinity(0))
     number = {piece: i for i, piece in enumerate(pieces)}
-    sources = [[pieces[i] for i in source] + [pieces[1]] for source in request["sources"]]
+    sources = [[pieces[i] for i in source] for source in request["sources"]]  # their end is added by the model
 
     def translate(translator: Any, batch_size: int, **options: Any) -> tuple[float, list[list[int]]]:
         begin = time.monotonic()

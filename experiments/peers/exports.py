@@ -22,13 +22,14 @@ SUPPORTED = {
     "activation": ("relu",),
     "feed_forward_bias": (True,),
     "tie_embeddings": ("all",),
+    "output_bias": (False,),
 }
 """What the peers' models can be, too."""
 
 
-def check_model(model: TransformerConfig, **also: tuple[Any, ...]) -> None:
+def check_model(model: TransformerConfig) -> None:
     """Raises: UserError for a model that the peers do not have."""
-    for name, allowed in {**SUPPORTED, **also}.items():
+    for name, allowed in SUPPORTED.items():
         if getattr(model, name) not in allowed:
             raise UserError(f"model.{name} is {getattr(model, name)!r}; a peer can only have {allowed[0]!r}.")
 

@@ -13,13 +13,14 @@ import numpy as np
 
 from experiments.peers.environments import interpreter, run
 from experiments.peers.exports import write_arrays
+from transformer_jax.conversion import gpt2
+from transformer_jax.conversion.format import require, switches
 from transformer_jax.data.packing import PackedText, cached_stream, evaluation_batches
 from transformer_jax.data.text import load_text
 from transformer_jax.data.text_tokenizers import train_text_tokenizer
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config, plain
 from transformer_jax.families.language_model import LanguageModelRunConfig, make_task
-from transformer_jax.models.gpt2_weights import REQUIRED
 from transformer_jax.run_directory import write_json
 
 HERE = Path(__file__).resolve().parent
@@ -92,10 +93,10 @@ def _export(config: LanguageModelRunConfig, batches: Path, settings: Path) -> No
     dataset = load_text(config.dataset)
     tokenizer = train_text_tokenizer(dataset, config.tokenizer)
     model = make_task(config, tokenizer.vocab_size).model.config
-    wanted = {name: value for name, value in REQUIRED.items() if not name.endswith("_bias")}
-    for name, value in {**wanted, "dropout_rate": 0.0, "embedding_dropout_rate": 0.0, "initializer": "gpt2"}.items():
-        if getattr(model, name) != value:
-            raise UserError(f"model.{name} is {getattr(model, name)!r}; the PyTorch model's is {value!r}.")
+    wanted = {"activation": "gelu", "tie_embeddings": True, "end_begins": False, "initializer": "gpt2"}
+    wanted |= {"dropout_rate": 0.0, "embedding_dropout_rate": 0.0}
+    allowed = gpt2.ALLOWED | {f"model.{name}": (value,) for name, value in wanted.items()}
+    require("the PyTorch model", switches(model), allowed)
     if (config.optimizer.name, config.optimizer.schedule) != ("adamw", "cosine"):
         raise UserError("the PyTorch model is trained with optimizer.name='adamw' and optimizer.schedule='cosine'.")
     packed = PackedText(dataset, tokenizer, config.batching, config.seed)

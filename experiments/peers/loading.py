@@ -11,7 +11,7 @@ from typing import Any
 from experiments.peers import exports
 from experiments.peers.environments import interpreter, run
 from transformer_jax.analysis.run import load_run
-from transformer_jax.errors import UserError
+from transformer_jax.conversion.runs import export_run
 from transformer_jax.run_directory import write_json
 
 HERE = Path(__file__).resolve().parent
@@ -20,38 +20,31 @@ Result = dict[str, Any]
 
 
 def compare_loading(path: str, checkpoint: str, forced_tokens: int, rounds: int, folder: Path) -> Result:
-    """This project's run, and the same weights as a MarianMT model, both ``rounds`` times.
+    """This project's run, and the same weights in Transformers, as MarianMT or as Pegasus, both ``rounds`` times.
 
     Ours is measured with an empty cache of compiled programs, once, and then with what that left, as the second
     process of a user finds it. Outputs are forced to one length; all cores are free for all.
 
-    Raises: UserError for a model that Marian cannot be, and where a process fails.
+    Raises: UserError for a run that Transformers cannot open, and where a process fails.
     """
     opened = load_run(path, checkpoint)
-    exports.check_model(opened.model.config, norm_placement=("post",))
-    if opened.config.tokenizer.kind == "byte" or not opened.config.tokenizer.joint:
-        raise UserError("Marian's tokenizer is SentencePiece's; the run must have a joint bpe or unigram vocabulary.")
     python = interpreter(folder, "marian")
-    weights, request, marian = folder / "weights.npz", folder / "request.json", folder / "marian-model"
-    exports.write_arrays(weights, exports.flat_weights(opened.params, opened.model.config))
-    spm = folder / "tokenizer.spm"
-    spm.write_bytes(opened.tokenizer.serialize())
-    asked = exports.decoding_request(opened, [], forced_tokens, 1)
-    write_json(request, {**asked, "sentence": SENTENCE, "sentencepiece": str(spm)})
+    request, marian = folder / "request.json", folder / "marian-model"
     shutil.rmtree(marian, ignore_errors=True)
-    convert = [str(python), str(HERE / "marian_load.py"), "convert", *map(str, (weights, request, marian))]
-    run(convert, folder / "marian-convert.log")
+    export_run(opened, marian)
+    asked = exports.decoding_request(opened, [], forced_tokens, 1)
+    write_json(request, {**asked, "sentence": SENTENCE})
 
     empty = folder / "empty-cache"
     shutil.rmtree(empty, ignore_errors=True)
     ours = [sys.executable, str(HERE / "our_load.py"), str(Path(path).absolute()), checkpoint, str(request)]
-    theirs = [str(python), str(HERE / "marian_load.py"), "translate", str(marian), str(request)]
+    theirs = [str(python), str(HERE / "marian_load.py"), str(marian), str(request)]
     settings = {"TRANSFORMER_JAX_CACHE": str(empty)}
     first = _timed(ours, folder, "ours", settings)
-    found: dict[str, list[Result]] = {"transformer_jax": [], "MarianMT": []}
+    found: dict[str, list[Result]] = {"transformer_jax": [], "Transformers": []}
     for number in range(1, rounds + 1):
         found["transformer_jax"].append(_timed(ours, folder, "ours", settings))
-        found["MarianMT"].append(_timed(theirs, folder, "marian", {}))
+        found["Transformers"].append(_timed(theirs, folder, "marian", {}))
         seconds = " and ".join(f"{rows[-1]['process']:.2f} s" for rows in found.values())
         print(f"round {number}: {seconds}", flush=True)
     return {"sentence": SENTENCE, "tokens": forced_tokens, "beam_size": asked["beam_size"], "first": first, **found}
@@ -69,7 +62,7 @@ def format_loading(result: Result) -> str:
     rows = {
         "transformer_jax, first ever": [result["first"]],
         "transformer_jax": result["transformer_jax"],
-        "MarianMT": result["MarianMT"],
+        "Transformers": result["Transformers"],
     }
     lines = [
         f"one sentence, {result['tokens']} forced tokens, beam {result['beam_size']}; seconds",
@@ -84,6 +77,6 @@ def format_loading(result: Result) -> str:
             f"{name:28}{middle['process']:9.2f}{middle['imports']:9.2f}{middle['load']:8.2f}{middle['translate']:11.2f}"
             f"{peak:10,.0f}   {measured[0]['parameters']:,}"
         )
-    same = result["transformer_jax"][0]["text"] == result["MarianMT"][0]["text"]
+    same = result["transformer_jax"][0]["text"] == result["Transformers"][0]["text"]
     lines.append(f"same translation: {'yes' if same else 'no'}")
     return "\n".join(lines)

@@ -3,16 +3,18 @@
     python experiments/peers/measure.py train --config=configs/multi30k.py:tiny --seconds=60 --rounds=3
     python experiments/peers/measure.py train --config=configs/language_model.py:shakespeare --seconds=60
     python experiments/peers/measure.py decode runs/multi30k-tiny --forced_tokens=25
-    python experiments/peers/measure.py load runs/post-norm --rounds=5
+    python experiments/peers/measure.py load runs/multi30k-tiny --rounds=5
+    python experiments/peers/measure.py agree runs/multi30k-tiny --lines=200
 
 `train`: Hugging Face's MarianMT in a plain PyTorch loop; ours as Marian's post-norm model; the same batches. Of a
 language model: a GPT in plain PyTorch, its speed and its validation loss after --seconds of training, the same batches.
 `decode`: beam search of the test split by CTranslate2 and JoeyNMT with the run's own weights, as long as the
 model likes and with every output forced to one length. BLEU and the share of equal outputs say whether they
-compute the same. `load`: opening a run and translating one sentence in a fresh process, against MarianMT with the
-same weights; the run must be post-norm. Each toolkit runs in a process of its own; on first use it is installed in an
-environment of its own in --folder. They see this process's environment variables and cores, and no accelerator is
-used.
+compute the same. `load`: opening a run and translating one sentence in a fresh process, against Transformers with
+the same weights. `agree`: the run as experiments/convert.py exports it, opened in Transformers and in CTranslate2:
+translations of the validation split, beam 1 and 5, against the run's own. Each toolkit runs in a process of its own;
+on first use it is installed in an environment of its own in --folder. They see this process's environment variables
+and cores, and no accelerator is used.
 """
 
 import sys
@@ -28,19 +30,19 @@ SECONDS = flags.DEFINE_float("seconds", 60.0, "train: time measured, for each to
 ROUNDS = flags.DEFINE_integer("rounds", 3, "how often the toolkits take turns", lower_bound=1)
 FORCED = flags.DEFINE_integer("forced_tokens", 25, "decode, load: steps every output takes", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 5, "decode: translations of the split in each round", lower_bound=1)
-LINES = flags.DEFINE_integer("lines", None, "decode: only the first lines of the test split", lower_bound=1)
-CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "decode, load: best, latest, a step, average:N or ema")
+LINES = flags.DEFINE_integer("lines", None, "decode, agree: only the first lines of the split", lower_bound=1)
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "decode, load, agree: best, latest, a step, average:N or ema")
 FOLDER = flags.DEFINE_string("folder", None, "work folder; default: peers in the cache folder")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write everything measured to")
 
 
 def main(arguments: list[str]) -> None:
-    from experiments.peers import comparison, language_models, loading
+    from experiments.peers import agreement, comparison, language_models, loading
     from transformer_jax.data.cache import cache_directory
     from transformer_jax.run_directory import write_json
 
-    if arguments[0] not in ("train", "decode", "load") or len(arguments) != (1 if CONFIG is not None else 2):
-        raise UserError(f"{' '.join(arguments)}: wanted is train --config=…, decode RUN, or load RUN.")
+    if arguments[0] not in ("train", "decode", "load", "agree") or len(arguments) != (1 if CONFIG is not None else 2):
+        raise UserError(f"{' '.join(arguments)}: wanted is train --config=…, decode RUN, load RUN, or agree RUN.")
     folder = Path(FOLDER.value or cache_directory() / "peers").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if CONFIG is not None and CONFIG.value.family == "language_model":
@@ -49,6 +51,9 @@ def main(arguments: list[str]) -> None:
     elif CONFIG is not None:
         result = comparison.compare_training(CONFIG.value, SECONDS.value, ROUNDS.value, folder)
         print(comparison.format_training(result))
+    elif arguments[0] == "agree":
+        result = agreement.compare_exports(arguments[1], CHECKPOINT.value, LINES.value, folder)
+        print(agreement.format_agreement(result))
     elif arguments[0] == "load":
         result = loading.compare_loading(arguments[1], CHECKPOINT.value, FORCED.value, ROUNDS.value, folder)
         print(loading.format_loading(result))
@@ -62,4 +67,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_main(main, ("train | decode RUN | load RUN ...",))
+    command_line.run_main(main, ("train | decode RUN | load RUN | agree RUN ...",))

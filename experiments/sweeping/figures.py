@@ -167,7 +167,7 @@ def _parallel_coordinates(trials: list[FrozenTrial], keys: list[str], name: str,
         f"Parallel coordinates: {name}",
         f"Each line is a complete trial; its colour is its {name}. On the page, drag along an axis to select.",
         figure,
-        _styled(plot),
+        _styled(plot).update_layout(margin={"t": 80, "r": 100}),
     )
 
 
@@ -201,7 +201,7 @@ def _axes(x: str, y: str) -> tuple[Figure, Any]:
 
 
 def _styled(plot: graph_objects.Figure) -> graph_objects.Figure:
-    plot.update_layout(title=None, template="plotly_white", margin={"t": 60})
+    plot.update_layout(title=None, template="plotly_white", margin={"t": 40, "r": 40, "b": 60, "l": 80})
     return plot
 
 
@@ -245,16 +245,13 @@ def _learning_curves(study: Study) -> Picture:
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], title="best first", fontsize="small")
     plot.update_layout(
-        template="plotly_white",
-        xaxis_title="step",
-        yaxis_title=f"validation {metric}",
-        legend={"traceorder": "reversed"},
+        xaxis_title="step", yaxis_title=f"validation {metric}", legend={"traceorder": "reversed", "title": "best first"}
     )
     caption = (
         f"Validation {metric} of every trial; the best {min(NAMED_CURVES, len(order))} are coloured, best first in the "
         "legend, and pruned trials are dashed."
     )
-    return Picture("learning_curves", "Learning curves", caption, figure, plot)
+    return Picture("learning_curves", "Learning curves", caption, figure, _styled(plot))
 
 
 def _column(points: list[tuple[int, float]]) -> list[float]:

@@ -17,14 +17,15 @@ from transformer_jax.experiment import parse_config
 from transformer_jax.run_directory import write_text
 
 FOLDER = "report"
+BARE = {"displaylogo": False, "responsive": True}
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { text-align: left; padding: 0.25rem 0.9rem 0.25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.number, th.number { text-align: right; }
 .wide { overflow-x: auto; }
-code { background: #f4f4f4; padding: 0.1rem 0.3rem; }
-figure { margin: 1rem 0 2rem; }
+code { background: #f4f4f4; padding: 0.1rem 0.3rem; overflow-wrap: anywhere; }
+figure { margin: 1rem 0 2rem; overflow-x: auto; }
 figcaption { color: #555; }
 """
 
@@ -64,13 +65,13 @@ def _page(study: Study, points: list[Point], shown: list[Picture]) -> str:
     )
     figures = "".join(
         f'<section><h2 id="{p.name}">{html.escape(p.title)}</h2><figure>'
-        f"{p.interactive.to_html(full_html=False, include_plotlyjs=False, default_height=480)}"
+        f"{p.interactive.to_html(full_html=False, include_plotlyjs=False, default_height=440, config=BARE)}"
         f"<figcaption>{html.escape(p.caption)}</figcaption></figure></section>"
         for p in shown
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Study {name}</title>
-<meta name="viewport" content="width=device-width"><style>{STYLE}</style>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>
 <script>{get_plotlyjs()}</script></head><body>
 <h1>Study {name}</h1>
 <p>Config <code>{html.escape(str(settings.config["name"]))}</code>, {len(points)} points of {settings.seeds} seed(s)
@@ -87,7 +88,7 @@ luckiest: train it with new seeds before you report it.
 def _table(study: Study, points: list[Point]) -> str:
     keys = list(dict.fromkeys(key for point in points for key in point.overrides))
     head = "".join(
-        f'<th scope="col">{html.escape(title)}</th>' for title in ["", *study.settings.objectives, "trials", *keys]
+        f'<th scope="col">{html.escape(title)}</th>' for title in ["rank", *study.settings.objectives, "trials", *keys]
     )
     rows = []
     for place, point in enumerate(points, start=1):

@@ -94,7 +94,7 @@ def test_no_attention_means_no_coverage():
 
 @pytest.mark.parametrize("name", ["sinusoidal", "lstm, none", "lstm, luong", "lstm, bahdanau"])
 def test_a_wide_beam_equals_exhaustive_search(name):
-    """Three words, at most four tokens with the end: of all 40 outputs the best six, as the forward pass scores them."""
+    """Three words, at most four tokens with the end: the best six of all 40 outputs as the forward pass has them."""
     model, params = make(name, source_vocab_size=7, target_vocab_size=7)
     words, limit = (4, 5, 6), 4
     source = np.array([[4, 6, 6, 5, 1], [5, 1, 0, 0, 0]], np.int32)

@@ -9,9 +9,11 @@ from optuna.trial import TrialState
 
 from experiments.sweeping import study as study_module
 from experiments.sweeping.ranking import best_front, ranked
+from experiments.sweeping.report import write_report
 from experiments.sweeping.retraining import choose, compared, retraining
 from experiments.sweeping.settings import Settings
 from experiments.sweeping.study import Study
+from tests import browser as browsers
 from tests.experiments.made_study import made_settings, made_study
 from transformer_jax.errors import UserError
 
@@ -199,3 +201,15 @@ def test_retraining_is_a_study_of_the_point_alone(tmp_path):
     ]
     assert retraining(study, choose(study, None), seeds=3).settings == again.settings
     assert Settings.load(again.folder).seeds == 3
+
+
+def test_the_report_opens_in_a_browser(tmp_path, chromium):
+    study = made_study(tmp_path / "study", space=SPACE, sampler="random", points=6)
+    drain(study, values=lambda claim: claim.overrides[RATE])
+    write_report(study)
+    browsers.open_page(chromium, study.folder / "report" / "index.html")
+    drawn = chromium.execute_script("return document.querySelectorAll('figure .main-svg:first-child').length")
+    assert drawn == len(chromium.find_elements("css selector", "figure")) == 4
+    chromium.set_window_size(500, 800)
+    assert chromium.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert browsers.complaints(chromium) == []

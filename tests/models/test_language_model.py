@@ -1,6 +1,5 @@
-"""The decoder-only model: packed rows, the cache, scanned layers, and parity with Hugging Face's GPT-2."""
+"""The decoder-only model: packed rows, the cache, scanned layers, switches."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,8 +11,6 @@ from flax import linen as nn
 from tests.models.tiny import QUICK, drawn_like
 from transformer_jax.decoding.beam import BeamSearch, search
 from transformer_jax.decoding.interface import Requests
-from transformer_jax.errors import UserError
-from transformer_jax.models.gpt2_weights import config_of_gpt2, from_gpt2, to_gpt2
 from transformer_jax.models.language_model import (
     IncrementalLanguageModel,
     LanguageModel,
@@ -22,6 +19,7 @@ from transformer_jax.models.language_model import (
     positions_in,
 )
 from transformer_jax.models.transformer import unroll
+from transformer_jax.training.language_modeling import LanguageModelTask, LanguageModelTaskConfig
 
 POSITIONS = ["sinusoidal", "learned", "rotary", "relative", "alibi", "none"]
 
@@ -152,43 +150,19 @@ def test_gpt2_initialisation(scan: bool) -> None:
             assert set(np.unique(leaf)) == {float(names[-1] == "scale")}, names
 
 
-def read_fixture() -> tuple[LanguageModelConfig, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """GPT-2 of random weights as Hugging Face has it: config, tensors, and the other arrays."""
-    with np.load(Path(__file__).parent / "fixtures" / "gpt2.npz") as file:
-        arrays = {key: file[key] for key in file.files}
-    there = {k.removeprefix("config/"): int(v) for k, v in arrays.items() if k.startswith("config/")}
-    tensors = {k.removeprefix("theirs/"): v for k, v in arrays.items() if k.startswith("theirs/")}
-    return config_of_gpt2(there), tensors, arrays
-
-
-def test_logits_equal_gpt2s() -> None:
-    c, tensors, given = read_fixture()
-    params = from_gpt2(tensors, c)
-    shapes = jax.eval_shape(LanguageModel(c).init, jax.random.key(0), given["inputs"])["params"]
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, nn.unbox(shapes))
-    assert given["logits"].std() > 0.5
-    np.testing.assert_allclose(logits(c, params, given["inputs"]), given["logits"], atol=1e-4)
-
-
-def test_gpt2_weights_go_both_ways_unchanged() -> None:
-    c, tensors, _ = read_fixture()
-    back = to_gpt2(from_gpt2(tensors, c), c)
-    assert back.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(back[name], tensor)
-    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-    jax.tree.map(np.testing.assert_array_equal, from_gpt2(bare, c), from_gpt2(tensors, c))
-
-
-def test_what_is_not_gpt2_is_named() -> None:
-    c, tensors, _ = read_fixture()
-    other = config_of_gpt2({"vocab_size": 32, "n_layer": 2, "n_embd": 16, "n_head": 4, "n_positions": 16})
-    with pytest.raises(UserError, match=r"c_fc\.weight is \(16, 24\); the config asks for \(16, 64\)"):
-        from_gpt2(tensors, other)
-    del tensors["transformer.h.1.ln_2.bias"]
-    with pytest.raises(UserError, match=r"no tensor h\.1\.ln_2\.bias"):
-        from_gpt2(tensors, c)
-    with pytest.raises(UserError, match=r"model\.positions is 'rotary'; GPT-2's is 'learned'"):
-        to_gpt2({}, config(positions="rotary", attention_bias=True, tie_embeddings=True, scale_embeddings=False))
-    with pytest.raises(UserError, match="activation_function is 'relu'"):
-        config_of_gpt2({"activation_function": "relu"})
+def test_documents_that_begin_with_their_end() -> None:
+    """The token for beginnings is looked up as the end, and the three special tokens that remain are never likely."""
+    c, plain = config(end_begins=True, tie_embeddings=True), config(tie_embeddings=True)
+    params = parameters(c)
+    text = [5, 9, 4, 13]
+    begun, ended = np.asarray([[3, *text]]), np.asarray([[1, *text]])
+    found = logits(c, params, begun)
+    kept = [1, *range(4, 14)]
+    np.testing.assert_allclose(found[..., kept], logits(plain, params, ended)[..., kept], atol=1e-6)
+    assert (found[..., [0, 2, 3]] < -1e3).all()
+    task = LanguageModelTask(LanguageModel(c), LanguageModelTaskConfig(label_smoothing=0.0, loss_chunk=4))
+    batch = {"inputs": begun, "targets": np.asarray([[*text, 1]]), "segments": np.ones_like(begun)}
+    _, sums = jax.jit(lambda p, b: task.loss(p, b, None), compiler_options=QUICK)(params, batch)
+    log_p = np.asarray(jax.nn.log_softmax(found))[0]
+    expected = -sum(log_p[i, token] for i, token in enumerate(batch["targets"][0]))
+    assert float(sums["nll"]) == pytest.approx(expected, rel=1e-4)

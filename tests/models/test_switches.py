@@ -12,6 +12,8 @@ from tests.models.tiny import BASE, QUICK, random_parameters, run, tiny_config, 
 from transformer_jax.models.layers import row_seeds
 from transformer_jax.models.positions import sinusoidal
 from transformer_jax.models.transformer import EncoderDecoder, FeedForward, TransformerConfig, unroll
+from transformer_jax.training.losses import cross_entropy
+from transformer_jax.training.tasks import TaskConfig, TranslationTask
 
 
 def equal_outputs(one: TransformerConfig, params: Any, other: TransformerConfig, others: Any) -> None:
@@ -40,6 +42,26 @@ def test_biases_of_zero_are_no_biases(switch: str) -> None:
     filled = {k: known.get(k, jnp.zeros_like(v)) for k, v in flatten_dict(random_parameters(with_bias)).items()}
     assert len(filled) > len(known)
     equal_outputs(with_bias, unflatten_dict(filled), without, params)
+
+
+def test_a_bias_on_logits() -> None:
+    """Added to logits; the loss, which never forms them, knows it too."""
+    biased, without = tiny_config(**BASE, output_bias=True), tiny_config(**BASE)
+    params = random_parameters(biased)
+    bias = params["output_bias"]["bias"]
+    source, target = token_batch(seed=4)
+    found = run(biased, params, source, target)
+    rest = {name: value for name, value in params.items() if name != "output_bias"}
+    np.testing.assert_allclose(found, run(without, rest, source, target) + bias, atol=2e-5)
+    task = TranslationTask(EncoderDecoder(biased), TaskConfig(0.1, "none", 0.0, 0.0, loss_chunk=4))
+    loss = lambda p, source, target: task.loss(p, {"source": source, "target": target}, None)[0]
+    value, gradient = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params, source, target)
+    real = np.asarray(target).reshape(-1) != 0
+    rows = jnp.asarray(found).reshape(-1, found.shape[-1])[real]
+    smoothed = lambda b: cross_entropy(rows + b, jnp.asarray(target).reshape(-1)[real], 0.1)[0].sum()
+    expected, slope = jax.value_and_grad(smoothed)(jnp.zeros_like(bias))
+    assert float(value) == pytest.approx(float(expected), rel=1e-4)
+    np.testing.assert_allclose(gradient["output_bias"]["bias"], slope, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["source_target", "target_output", "all"])

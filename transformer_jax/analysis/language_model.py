@@ -20,6 +20,7 @@ from transformer_jax.data.text_tokenizers import TextTokenizer, load_text_tokeni
 from transformer_jax.decoding.batching import Hypothesis, pad_tokens
 from transformer_jax.decoding.generation import GenerationConfig, Generator
 from transformer_jax.decoding.scoring import ContinuationScorer
+from transformer_jax.decoding.tracing import Trace
 from transformer_jax.errors import UserError
 from transformer_jax.families.language_model import LanguageModelRunConfig, model_config
 from transformer_jax.models.language_model import IncrementalLanguageModel, LanguageModel
@@ -56,14 +57,27 @@ class LanguageModelRun(Run):
         rows = [self.config.decoding.first_tokens(row) for row in rows]
         return (pad_tokens(rows, len(rows), max(map(len, rows), default=1)),)
 
+    def predicted(self, inputs: Inputs) -> np.ndarray:
+        return np.pad(inputs[0][:, 1:], ((0, 0), (0, 1)))
+
     def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
         return [self.tokenizer.pieces(unpadded(side[row])) for side in inputs]
+
+    def read_pieces(self, name: str, inputs: Inputs) -> list[str]:
+        return self.pieces(inputs)[0]
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        return self.tokenizer.pieces(tokens)
 
     def sides(self, name: str) -> tuple[int | None, int | None]:
         return 0, 0 if name.endswith("/weights") else None
 
     def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
         return self.generator(**overrides).generate(self.params, self.tokenizer.encode(list(lines)))
+
+    def trace(self, line: str, **overrides: Any) -> Trace:
+        (prompt,) = self.tokenizer.encode([line])
+        return self.generator(**overrides).trace(self.params, prompt)
 
     def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:
         (prompt,) = self.tokenizer.encode([line])

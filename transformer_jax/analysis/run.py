@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from transformer_jax.analysis.averaging import mean
 from transformer_jax.analysis.capture import CapturedHypothesis, Inputs, alone, capture, matching, points
 from transformer_jax.decoding.batching import Hypothesis
+from transformer_jax.decoding.tracing import Trace
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import RunConfig, parse_config
 from transformer_jax.families.registry import find_family
@@ -183,8 +184,20 @@ class Run:
         """The tokens int32[B, positions] that the model is called with for lists of texts, zeros after their ends."""
         raise NotImplementedError
 
+    def predicted(self, inputs: Inputs) -> np.ndarray:
+        """The token int32[B, T] that each position's logits are to give, 0 where there is none."""
+        raise NotImplementedError
+
     def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
         """Readable names of the tokens of one row, for each of the `inputs`, without padding."""
+        raise NotImplementedError
+
+    def read_pieces(self, name: str, inputs: Inputs) -> list[str]:
+        """Readable names of the tokens that embeddings of that name stand for, of the first row of `inputs`."""
+        raise NotImplementedError
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        """Readable names of tokens that the model predicts."""
         raise NotImplementedError
 
     def sides(self, name: str) -> tuple[int | None, int | None]:
@@ -194,6 +207,10 @@ class Run:
 
     def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
         """The n best outputs for each line, as tokens; the run's decoding settings, changed by keyword."""
+        raise NotImplementedError
+
+    def trace(self, line: str, **overrides: Any) -> Trace:
+        """A beam search for one line, watched; settings as for `search`."""
         raise NotImplementedError
 
     def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:

@@ -12,10 +12,11 @@ from transformer_jax.analysis.capture import Inputs, unpadded
 from transformer_jax.analysis.run import Run, decoding_mesh
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.parallel_text import read_pairs
-from transformer_jax.data.tokenizers import EOS, Tokenizer, TokenizerPair, load_tokenizers
+from transformer_jax.data.tokenizers import BOS, EOS, Tokenizer, TokenizerPair, load_tokenizers
 from transformer_jax.decoding.batching import Hypothesis, pad_tokens
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.scoring import Scorer
+from transformer_jax.decoding.tracing import Trace, trace
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.errors import UserError
 from transformer_jax.families.translation import TranslationConfig, make_model
@@ -64,9 +65,19 @@ class TranslationRun(Run):
             raise UserError(f"{len(sources)} sources and {len(targets)} targets; give one target a source.")
         return _ended(self.tokenizers.source.encode(sources), self.tokenizers.target.encode(targets))
 
+    def predicted(self, inputs: Inputs) -> np.ndarray:
+        return inputs[1]
+
     def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
         tokenizers = (self.tokenizers.source, self.tokenizers.target)
         return [tokenizer.pieces(unpadded(side[row])) for tokenizer, side in zip(tokenizers, inputs, strict=True)]
+
+    def read_pieces(self, name: str, inputs: Inputs) -> list[str]:
+        source, target = self.pieces(inputs)
+        return source if name == "source_embeddings" else [*self.token_names([BOS]), *target[:-1]]
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        return self.tokenizers.target.pieces(tokens)
 
     def sides(self, name: str) -> tuple[int | None, int | None]:
         of_source = name.startswith(("source_", "encoder/"))
@@ -77,6 +88,10 @@ class TranslationRun(Run):
     def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
         translator = self.translator(**overrides) if overrides else self._translator
         return translator.decoder.decode(self.params, self.tokenizers.source.encode(list(lines)))
+
+    def trace(self, line: str, **overrides: Any) -> Trace:
+        decoder, (source,) = self.translator(**overrides).decoder, self.tokenizers.source.encode([line])
+        return trace(decoder.search, self.params, source, decoder.config)
 
     def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:
         return _ended(self.tokenizers.source.encode([line]) * len(outputs), outputs)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -75,6 +75,9 @@ class PairSource(Protocol):
 
     def __getitem__(self, index: int) -> tuple[str, str]:
         """The (source, target) text of one example."""
+
+    def record(self, index: int) -> dict[str, Any]:
+        """One example with all that the dataset knows of it."""
 
     def texts(self) -> tuple[list[str], list[str]]:
         """All sources and all targets, in order, read at once."""
@@ -183,6 +186,11 @@ class Selected:
         if index < 0:
             raise IndexError(f"pair {index} of {len(self)}")
         return self.records[int(self.kept[index])]
+
+    def record(self, index: int) -> dict[str, Any]:
+        if index < 0:
+            raise IndexError(f"pair {index} of {len(self)}")
+        return self.records.record(int(self.kept[index]))
 
     def texts(self) -> tuple[list[str], list[str]]:
         sources, targets = self.records.texts()

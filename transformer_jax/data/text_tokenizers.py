@@ -1,4 +1,4 @@
-"""Text to token ids and back without losing a character: characters, bytes, or SentencePiece that falls back on bytes.
+"""Text to ids and back without losing a character: characters, bytes, byte-level BPE, SentencePiece with byte fallback.
 
 Unlike the tokenizers of sentence pairs these keep white space as it is: a language model writes lines and indentation.
 """
@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 
 import sentencepiece
 
+from transformer_jax.data.byte_level import ByteLevelTokenizer
 from transformer_jax.data.cache import cache_directory, exclusive
 from transformer_jax.data.text import TextDataset
 from transformer_jax.data.tokenizers import (
@@ -42,20 +43,20 @@ class TextTokenizerConfig:
 
     Attributes:
       kind: `character` (those of the training text; others are unknown), `byte` (UTF-8), `bpe` or `unigram`
-        (SentencePiece; what it has no piece for is written in bytes).
+        (SentencePiece; what it has no piece for is written in bytes), `byte_bpe` (byte-level BPE, as GPT-2's).
       vocab_size: number of ids, the four special ones included. With characters the most there may be, the most
         frequent first; bytes have 260.
       character_coverage: SentencePiece only: share of the characters of the training text that get a piece.
     """
 
-    kind: Literal["character", "byte", "bpe", "unigram"]
+    kind: Literal["character", "byte", "bpe", "unigram", "byte_bpe"]
     vocab_size: int
     character_coverage: float
 
     def __post_init__(self) -> None:
         if self.kind == "byte" and self.vocab_size != BYTE_VOCAB_SIZE:
             raise UserError(f"tokenizer.vocab_size is {self.vocab_size}: bytes have {BYTE_VOCAB_SIZE}; set it to that")
-        least = BYTE_VOCAB_SIZE + 1 if self.kind in ("bpe", "unigram") else FIRST + 1
+        least = BYTE_VOCAB_SIZE + 1 if self.kind in ("bpe", "unigram", "byte_bpe") else FIRST + 1
         if self.vocab_size < least:
             raise UserError(f"tokenizer.vocab_size is {self.vocab_size}: with {self.kind} it must be at least {least}")
         if not 0 < self.character_coverage <= 1:
@@ -155,6 +156,8 @@ class PieceTokenizer:
 def _make(kind: str, content: bytes) -> TextTokenizer:
     if kind == "character":
         return CharacterTokenizer(content.decode("utf-8", "surrogatepass"))
+    if kind == "byte_bpe":
+        return ByteLevelTokenizer(content)
     return ExactByteTokenizer() if kind == "byte" else PieceTokenizer(content, kind)
 
 
@@ -214,6 +217,8 @@ def train_text_tokenizer(dataset: TextDataset, config: TextTokenizerConfig) -> T
                 counts = Counter(character for text in dataset.splits["train"] for character in text)
                 chosen = sorted(counts, key=lambda c: (-counts[c], c))[: config.vocab_size - FIRST]
                 made: TextTokenizer = CharacterTokenizer("".join(sorted(chosen)))
+            elif config.kind == "byte_bpe":
+                made = ByteLevelTokenizer.train(_lines(dataset), config.vocab_size)
             else:
                 made = PieceTokenizer(_train_pieces(dataset, config), config.kind)
             directory.parent.mkdir(exist_ok=True)

@@ -28,6 +28,8 @@ PAD, EOS, UNK, BOS = 0, 1, 2, 3
 KINDS = ("bpe", "unigram", "word", "byte")
 BYTE_VOCAB_SIZE = BOS + 1 + 256
 FORMAT = 1
+JOINT, APART = ("joint.model",), ("source.model", "target.model")
+"""Files of SentencePiece models. One vocabulary may have two of them, that cut the texts of each side differently."""
 MAX_TRAINING_LINES = 5_000_000  # a vocabulary does not improve beyond; more are taken evenly spaced
 TRAINING_THREADS = 4  # a constant: the unigram model depends on how its sums are split among threads
 ENCODING_THREADS = min(8, os.cpu_count() or 1)
@@ -122,16 +124,24 @@ class SentencePieceTokenizer:
       model: the serialised SentencePiece model.
       kind: `bpe`, `unigram` or `word`, as the model is.
       sampling: strength of subword sampling, as in `TokenizerConfig`.
+      vocab_size: most ids there may be; pieces of the model beyond are unknown tokens.
     """
 
-    def __init__(self, model: bytes, kind: str, sampling: float):
-        self._model, self._kind, self._sampling = model, kind, sampling
+    def __init__(self, model: bytes, kind: str, sampling: float, vocab_size: int):
+        self._model, self._kind, self._sampling, self._most = model, kind, sampling, vocab_size
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.vocab_size = int(self._processor.get_piece_size())
+        self.vocab_size = min(vocab_size, int(self._processor.get_piece_size()))
         self._sampler: WordSampler = (BpeDropout if kind == "bpe" else UnigramSampling)(self._processor, sampling)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._processor.encode([normalize(text) for text in texts], num_threads=ENCODING_THREADS)
+        rows = self._processor.encode([normalize(text) for text in texts], num_threads=ENCODING_THREADS)
+        return self._known(rows)
+
+    def _known(self, rows: list[list[int]]) -> list[list[int]]:
+        """The rows with what is no id as an unknown token."""
+        if self._processor.get_piece_size() == self.vocab_size:
+            return rows
+        return [[token if token < self.vocab_size else UNK for token in row] for row in rows]
 
     def sample(self, texts: Sequence[str], seed: int) -> list[list[int]]:
         if not self._sampling:
@@ -144,7 +154,7 @@ class SentencePieceTokenizer:
         ids, lengths = self._sampler.draw(list(types), words, np.random.default_rng(seed))
         ends = np.append(0, lengths.cumsum())[np.append(0, np.cumsum([len(line) for line in lines]))]
         flat, bounds = ids.tolist(), ends.astype(int).tolist()
-        return [flat[start:end] for start, end in itertools.pairwise(bounds)]
+        return self._known([flat[start:end] for start, end in itertools.pairwise(bounds)])
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         rows = [_until_eos(row) for row in ids]
@@ -157,7 +167,7 @@ class SentencePieceTokenizer:
         return self._model
 
     def __reduce__(self) -> tuple:
-        return SentencePieceTokenizer, (self._model, self._kind, self._sampling)
+        return SentencePieceTokenizer, (self._model, self._kind, self._sampling, self._most)
 
 
 class ByteTokenizer:
@@ -205,18 +215,15 @@ class TokenizerPair:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         digests = {}
-        for name, tokenizer in zip(_file_names(self.config), (self.source, self.target), strict=False):
+        names = JOINT if self.source is self.target else APART
+        for name, tokenizer in zip(names, (self.source, self.target), strict=False):
             content = tokenizer.serialize()
+            if not content:
+                break  # bytes need none
             digests[name] = hashlib.sha256(content).hexdigest()
             _replace(directory / name, content)
         record = {"format": FORMAT, "config": asdict(self.config), "sha256": digests}
         _replace(directory / "tokenizer.json", (json.dumps(record, indent=2) + "\n").encode())
-
-
-def _file_names(config: TokenizerConfig) -> tuple[str, ...]:
-    if config.kind == "byte":
-        return ()
-    return ("joint.model",) if config.joint else ("source.model", "target.model")
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -225,13 +232,15 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def _pair(config: TokenizerConfig, models: Sequence[bytes]) -> TokenizerPair:
+def pair_of_models(config: TokenizerConfig, models: Sequence[bytes]) -> TokenizerPair:
     """Makes the pair of one model (joint), two models, or none (bytes)."""
     tokenizers: list[Tokenizer]
     if config.kind == "byte":
         tokenizers = [ByteTokenizer() for _ in range(1 if config.joint else 2)]
     else:
-        tokenizers = [SentencePieceTokenizer(model, config.kind, config.sampling) for model in models]
+        tokenizers = [
+            SentencePieceTokenizer(model, config.kind, config.sampling, config.vocab_size) for model in models
+        ]
     return TokenizerPair(config, tokenizers[0], tokenizers[-1])
 
 
@@ -250,7 +259,8 @@ def load_tokenizers(directory: str | Path) -> TokenizerPair:
                 "use the version of transformer_jax that wrote it"
             )
         config, digests = TokenizerConfig(**record["config"]), record["sha256"]
-        models = {name: (directory / name).read_bytes() for name in _file_names(config)}
+        names = () if config.kind == "byte" else JOINT if JOINT[0] in digests else APART
+        models = {name: (directory / name).read_bytes() for name in names}
         for name, model in models.items():
             if hashlib.sha256(model).hexdigest() != digests[name]:
                 raise UserError(f"{directory / name} is damaged (its SHA-256 has changed): restore it from a copy")
@@ -258,7 +268,7 @@ def load_tokenizers(directory: str | Path) -> TokenizerPair:
         raise UserError(f"{error.filename} is missing: {directory} is not a whole tokenizer folder") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{directory / 'tokenizer.json'} cannot be read ({error}): restore it from a copy") from error
-    return _pair(config, list(models.values()))
+    return pair_of_models(config, list(models.values()))
 
 
 def train_tokenizers(dataset: Dataset, config: TokenizerConfig) -> TokenizerPair:
@@ -270,7 +280,7 @@ def train_tokenizers(dataset: Dataset, config: TokenizerConfig) -> TokenizerPair
       UserError: there is no training text, or too little (or too varied) for the vocabulary size.
     """
     if config.kind == "byte":
-        return _pair(config, [])
+        return pair_of_models(config, [])
     trained_as = asdict(replace(config, sampling=0.0))  # sampling changes how a model is used, not the model
     key = json.dumps([FORMAT, sentencepiece.__version__, dataset.digest, trained_as], sort_keys=True)
     directory = cache_directory() / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()
@@ -283,11 +293,11 @@ def train_tokenizers(dataset: Dataset, config: TokenizerConfig) -> TokenizerPair
             models = [_train(corpus, config) for corpus in corpora]
             directory.parent.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=directory.parent) as folder:
-                _pair(config, models).save(Path(folder) / "new")
+                pair_of_models(config, models).save(Path(folder) / "new")
                 os.rename(Path(folder) / "new", directory)
     trained = load_tokenizers(directory)
     models = [tokenizer.serialize() for tokenizer in (trained.source, trained.target)]
-    return _pair(config, models[: len(_file_names(config))])
+    return pair_of_models(config, models[:1] if config.joint else models)
 
 
 def _lines(corpus: Sequence[Sequence[str]]) -> Iterator[str]:

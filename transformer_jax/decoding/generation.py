@@ -15,6 +15,7 @@ from transformer_jax.decoding.batching import Decoder, Hypothesis, length_groups
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.interface import BOS_ID, EOS_ID, Decodable, Params, Requests
 from transformer_jax.decoding.sampling import Sampling, SamplingConfig
+from transformer_jax.decoding.tracing import Trace, trace
 from transformer_jax.errors import UserError
 
 
@@ -85,6 +86,14 @@ class Generator:
           rows: numbers that samples derive their randomness from; 0, 1, 2 … when None.
         Raises: UserError for a prompt that leaves no room for ``max_tokens``.
         """
+        return self._decoder.decode(params, self._read_first(prompts), rows=rows)
+
+    def trace(self, params: Params, prompt: Sequence[int]) -> Trace:
+        """A beam search watched: see `tracing.trace`. Raises: as `generate`."""
+        (given,) = self._read_first([prompt])
+        return trace(self._decoder.search, params, given, self._decoder.config)
+
+    def _read_first(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         given = [self.config.first_tokens(prompt) for prompt in prompts]
         for number, prompt in enumerate(given, 1):
             if len(prompt) + self.config.max_tokens > self._max_length:
@@ -93,7 +102,7 @@ class Generator:
                     f"{self.config.max_tokens}; together they exceed the model's {self._max_length}. Shorten it, or "
                     "ask for fewer tokens."
                 )
-        return self._decoder.decode(params, given, rows=rows)
+        return given
 
     def stream(self, params: Params, prompt: Sequence[int]) -> Iterator[int]:
         """The tokens of one continuation, each as soon as it is drawn, without the end.

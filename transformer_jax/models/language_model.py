@@ -12,9 +12,9 @@ from flax import linen as nn
 from jax import Array
 
 from transformer_jax.models.attention import MASKED
-from transformer_jax.models.layers import Embedding, Seeds, dropout
+from transformer_jax.models.layers import UNLIKELY, Embedding, Seeds, dropout, linear_logits
 from transformer_jax.models.positions import sinusoidal
-from transformer_jax.models.seq2seq import need
+from transformer_jax.models.seq2seq import BOS_ID, EOS_ID, PAD_ID, UNK_ID, need
 from transformer_jax.models.taps import Network, tap
 from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, plain, unroll
 
@@ -27,6 +27,8 @@ class LanguageModelConfig(BlockConfig):
       scale_embeddings: token embeddings times √D (Vaswani et al. 2017, section 3.4); GPT does not.
       initializer: "gpt2" draws every matrix and table from N(0, 0.02²), and those that end a residual branch from
         N(0, 0.02² / 2L) (Radford et al. 2019, section 2.3); "xavier" is the encoder-decoder's.
+      end_begins: documents begin with the token that ends them, as GPT-2's do; the tokens for padding, what is unknown
+        and beginnings are then never likely, and have no part in the model.
     """
 
     vocab_size: int
@@ -34,6 +36,7 @@ class LanguageModelConfig(BlockConfig):
     tie_embeddings: bool
     scale_embeddings: bool
     initializer: Literal["xavier", "gpt2"]
+    end_begins: bool = False
 
 
 def positions_in(segments: Array) -> Array:
@@ -64,7 +67,7 @@ class LanguageModel(Network):
     def _embed(self, tokens: Array, positions: Array, seeds: Seeds) -> Array:
         """tokens int32[B, T] at positions int32[B, T] or int32[T] -> [B, T, D]."""
         c = self.config
-        x = self.embedding()[tokens]
+        x = self.embedding()[jnp.where(tokens == BOS_ID, EOS_ID, tokens) if c.end_begins else tokens]
         if c.scale_embeddings:
             x = x * c.d_model**0.5
         if c.positions in ("sinusoidal", "learned"):
@@ -94,14 +97,16 @@ class LanguageModel(Network):
         return self.decoder(self._embed(inputs, positions_in(segments), seeds), bias, None, None, seeds)
 
     def output_table(self) -> Array:
-        """The matrix float32[V, D] of the last linear layer, tied or its own."""
-        return self.embedding() if self.config.tie_embeddings else self.output_embedding()
+        """The last linear layer, tied or its own: float32[V, D], or [V, D + 1] where the last column is its bias."""
+        table = self.embedding() if self.config.tie_embeddings else self.output_embedding()
+        if not self.config.end_begins:
+            return table
+        bias = jnp.zeros((len(table), 1)).at[jnp.asarray([PAD_ID, UNK_ID, BOS_ID])].set(UNLIKELY)
+        return jnp.concatenate([table, bias], axis=1)
 
     def logits(self, hidden: Array) -> Array:
         """[B, T, D] -> float32[B, T, V]."""
-        dtype = self.config.product_dtype
-        hidden, table = hidden.astype(dtype), self.output_table().astype(dtype)
-        return tap(self, "logits", jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32))
+        return tap(self, "logits", linear_logits(hidden, self.output_table(), self.config.product_dtype))
 
     def __call__(self, inputs: Array, segments: Array | None = None, seeds: Seeds = None) -> Array:
         return self.logits(self.hidden(inputs, segments, seeds))

@@ -18,6 +18,9 @@ Axes = tuple[str | None, ...]
 Seeds = Array | None
 """Dropout seeds: uint32[B], one a row, or None for a deterministic pass."""
 
+UNLIKELY = -1e4
+"""The bias of a token that is never to be likely: its probability is zero, yet means over logits stay sensible."""
+
 
 def at_use(variables: Any, dtype: str) -> Any:
     """Parameters as a layer computes with them: what comes boxed is a part, cast before it is unboxed to the whole.
@@ -100,6 +103,33 @@ class Embedding(nn.Module):
         shape = (self.vocab_size, self.features)
         table: Any = self.param("embedding", nn.with_logical_partitioning(init, self.axes), shape)
         return table
+
+
+class OutputBias(nn.Module):
+    """A bias float32[V] on logits."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self) -> Array:
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+        bias: Any = self.param("bias", init, (self.vocab_size,))
+        return bias
+
+
+def widened(hidden: Array, table: Array) -> Array:
+    """hidden[..., D] with a last feature of ones where table[V, D + 1] has a bias as its last column."""
+    missing = table.shape[-1] - hidden.shape[-1]
+    return jnp.pad(hidden, ((0, 0),) * (hidden.ndim - 1) + ((0, missing),), constant_values=1) if missing else hidden
+
+
+def linear_logits(hidden: Array, table: Array, dtype: str) -> Array:
+    """Logits float32[B, T, V] of hidden[B, T, D] by table[V, D], or by table[V, D + 1] with its bias; ``dtype`` is
+    that of the product."""
+    D = hidden.shape[-1]
+    kernel = table[:, :D].astype(dtype)
+    logits = jnp.einsum("btd,vd->btv", hidden.astype(dtype), kernel, preferred_element_type=jnp.float32)
+    return logits if table.shape[-1] == D else logits + table[:, D]
 
 
 class Norm(nn.Module):

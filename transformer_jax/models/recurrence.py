@@ -114,7 +114,7 @@ class RecurrentKernel(nn.Module):
             return jnp.stack([draw(k, (shape[0], shape[2])) for k in jax.random.split(key, 4)], axis=1)
 
         shape = (self.features, 4, self.features)
-        kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, ("embed", "gate", None)), shape)
+        kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, ("embed", "gate", "units")), shape)
         return kernel
 
 
@@ -132,10 +132,10 @@ class Lstm(nn.Module):
         def open_forget_gate(key: Array, shape: tuple[int, ...]) -> Array:
             return jnp.zeros(shape).at[1].set(1.0)  # Jozefowicz et al. 2015, section 2.2
 
-        kernel, _ = Weights((self.num_inputs, 4, self.features), ("embed", "gate", None), name="input")()
+        kernel, _ = Weights((self.num_inputs, 4, self.features), ("embed", "gate", "units"), name="input")()
         recurrent = RecurrentKernel(self.features, name="recurrent")()
         bias: Any = self.param(
-            "bias", nn.with_logical_partitioning(open_forget_gate, ("gate", None)), (4, self.features)
+            "bias", nn.with_logical_partitioning(open_forget_gate, ("gate", "units")), (4, self.features)
         )
         return LstmWeights(kernel, recurrent, bias)
 

@@ -44,6 +44,7 @@ class RecurrentConfig:
     num_layers: int = 2  # of the encoder, and as many of the decoder
     attention: Literal["none", "bahdanau", "luong"] = "luong"
     tie_embeddings: Tying = "all"
+    output_bias: bool = False  # a bias on each logit
     max_length: int = 1024
     dropout_rate: float = 0.2  # of what layers give
     embedding_dropout_rate: float = 0.2
@@ -147,7 +148,7 @@ class CrossAttention(nn.Module):
         shapes = {"key": (D, D), "join": (2 * D, D)}
         if self.config.attention == "bahdanau":
             shapes |= {"query": (D, D), "score": (D, 1)}
-        return {name: Weights(shape, ("embed", None), name=name)()[0] for name, shape in shapes.items()}
+        return {name: Weights(shape, ("embed", "units"), name=name)()[0] for name, shape in shapes.items()}
 
 
 class DecoderLayer(nn.Module):

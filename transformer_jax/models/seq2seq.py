@@ -7,10 +7,10 @@ from flax import linen as nn
 from jax import Array
 
 from transformer_jax.errors import UserError
-from transformer_jax.models.layers import Embedding, Seeds, dropout
+from transformer_jax.models.layers import Embedding, OutputBias, Seeds, dropout, linear_logits
 from transformer_jax.models.taps import Network, tap
 
-PAD_ID, BOS_ID = 0, 3
+PAD_ID, EOS_ID, UNK_ID, BOS_ID = 0, 1, 2, 3
 
 Tying = Literal["none", "source_target", "target_output", "all"]
 """Which of the tables of source tokens, target tokens and the output are one."""
@@ -54,6 +54,8 @@ class Seq2Seq(Network):
             self.target_embedding = Embedding(c.target_vocab_size, c.d_model)
         if c.tie_embeddings in ("none", "source_target"):
             self.output_embedding = Embedding(c.target_vocab_size, c.d_model)
+        if c.output_bias:
+            self.output_bias = OutputBias(c.target_vocab_size)
 
     def _table(self, side: str) -> Array:
         return getattr(self, f"{side}_embedding" if hasattr(self, f"{side}_embedding") else "shared_embedding")()
@@ -86,16 +88,14 @@ class Seq2Seq(Network):
         raise NotImplementedError
 
     def output_table(self) -> Array:
-        """The matrix float32[V, D] of the last linear layer, tied or its own."""
-        if self.config.tie_embeddings in ("none", "source_target"):
-            return self.output_embedding()
-        return self._table("target")
+        """The last linear layer, tied or its own: float32[V, D], or [V, D + 1] where the last column is its bias."""
+        untied = self.config.tie_embeddings in ("none", "source_target")
+        table = self.output_embedding() if untied else self._table("target")
+        return jnp.concatenate([table, self.output_bias()[:, None]], axis=1) if self.config.output_bias else table
 
     def logits(self, hidden: Array) -> Array:
         """[B, T, D] -> float32[B, T, V]."""
-        dtype = self.config.product_dtype
-        hidden, table = hidden.astype(dtype), self.output_table().astype(dtype)
-        return tap(self, "logits", jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32))
+        return tap(self, "logits", linear_logits(hidden, self.output_table(), self.config.product_dtype))
 
     def __call__(self, source: Array, target: Array, seeds: Seeds = None) -> Array:
         return self.logits(self.hidden(source, target, seeds))

@@ -96,10 +96,12 @@ def tapped(module: nn.Module) -> bool:
 class Network(nn.Module, kw_only=True):
     """A whole network, whose ``apply`` lets its interventions, if it has any, edit what passes its points.
 
-    ``num_inputs``: with how many arrays int32[B, positions] it is called.
+    ``num_inputs``: with how many arrays int32[B, positions] it is called. ``last_stack``: the stack whose output its
+    ``logits`` method reads.
     """
 
     num_inputs: ClassVar[int] = 1
+    last_stack: ClassVar[str] = "decoder"
     interventions: Interventions | None = None
 
     @nn.nowrap

@@ -119,6 +119,7 @@ class TransformerConfig(BlockConfig):
     num_encoder_layers: int = 6
     num_decoder_layers: int = 6
     tie_embeddings: Tying = "all"
+    output_bias: bool = False  # a bias on each logit
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,11 +74,6 @@ class GuardConfig:
         )
 
 
-def choose(good: Array, new: Any, old: Any) -> Any:
-    """The new tree if ``good``, else the old one."""
-    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-
-
 def differing(a: Any, b: Any) -> Any:
     """For each array of two like trees, the number of elements that differ in a bit (int32[]). NaN equals itself."""
 

@@ -9,7 +9,7 @@ from jax import Array
 
 from transformer_jax.errors import UserError
 from transformer_jax.models.language_model import LanguageModel, initial_parameters
-from transformer_jax.models.layers import Seeds
+from transformer_jax.models.layers import Seeds, widened
 from transformer_jax.models.seq2seq import PAD_ID
 from transformer_jax.training.losses import Sums, summed_cross_entropy
 from transformer_jax.training.tasks import Batch, summarise
@@ -42,10 +42,10 @@ class LanguageModelTask:
     def loss(self, params: Any, batch: Batch, seeds: Seeds) -> tuple[Array, Sums]:
         arguments = (batch["inputs"], batch["segments"], seeds)
         hidden: Any = self.model.apply({"params": params}, *arguments, method="hidden")
-        table = self.model.apply({"params": params}, method="output_table")
+        table: Any = self.model.apply({"params": params}, method="output_table")
         targets = batch["targets"].reshape(-1)
         weights = (targets != PAD_ID).astype(jnp.float32)
-        rows = hidden.reshape(-1, hidden.shape[-1]).astype(self.model.config.product_dtype)
+        rows = widened(hidden.reshape(-1, hidden.shape[-1]), table).astype(self.model.config.product_dtype)
         return summed_cross_entropy(rows, table, targets, weights, self.config.label_smoothing, self.config.loss_chunk)
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:

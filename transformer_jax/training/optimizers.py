@@ -9,6 +9,7 @@ import optax
 from optax import contrib
 
 from transformer_jax.errors import UserError
+from transformer_jax.training.muon import matrix_axes, scale_by_muon
 
 
 @dataclass(frozen=True)
@@ -67,21 +68,6 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([warm, decay], [warmup])
 
 
-def _matrices(params: Any) -> Any:
-    """Which axes of each kernel Muon orthogonalises: inputs against outputs; None for embeddings, norms and biases."""
-
-    def one(path: Any, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
-        keys = [str(getattr(key, "key", key)) for key in path]
-        if keys[-1] != "kernel":
-            return None
-        stacked = int("layers" in keys)
-        split = leaf.ndim - 1 if keys[-2] == "output" else stacked + 1
-        axes = tuple(range(leaf.ndim))
-        return contrib.MuonDimensionNumbers(reduction_axis=axes[stacked:split], output_axis=axes[split:])
-
-    return jax.tree_util.tree_map_with_path(one, params)
-
-
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """Scales gradients down to a global norm; ``update`` takes their norm where it is known already."""
 
@@ -92,34 +78,83 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArg
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
+def scale_by_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformationExtraArgs:
+    """Adam's direction (Kingma and Ba 2015, algorithm 1), with optax's state; where ``good`` is False that stays."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, good: Any = True, **_: Any) -> tuple[Any, Any]:
+        del params
+        keep, gain = jnp.where(good, jnp.array([[b1, b2], [1 - b1, 1 - b2]]), jnp.array([[1.0, 1.0], [0.0, 0.0]]))
+        count = state.count + jnp.asarray(good, jnp.int32)
+        clean = jax.tree.map(lambda g: jnp.where(good, g, 0.0), updates)
+        mu = jax.tree.map(lambda m, g: keep[0] * m + gain[0] * g, state.mu, clean)
+        nu = jax.tree.map(lambda v, g: keep[1] * v + gain[1] * g * g, state.nu, clean)
+        # Or XLA computes the moments a second time from the old ones, and copies those before it overwrites them.
+        mu, nu = jax.lax.optimization_barrier((mu, nu))
+        steps = jnp.maximum(count, 1)
+        first, second = 1.0 / (1.0 - b1**steps), 1.0 / (1.0 - b2**steps)
+        direction = jax.tree.map(lambda m, v: m * first / (jnp.sqrt(v * second) + epsilon), mu, nu)
+        return direction, optax.ScaleByAdamState(count, mu, nu)
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def descend(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Minus the rate times the direction; nothing, and no count of the step, where ``good`` is False."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, good: Any = True, **_: Any) -> tuple[Any, Any]:
+        del params
+        scale = jnp.where(good, -rate(state.count), 0.0)
+        count = state.count + jnp.asarray(good, jnp.int32)
+        return jax.tree.map(lambda u: scale * u, updates), optax.ScaleByScheduleState(count)
+
+    init = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def guarded(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Any optimizer, moving nothing and keeping its state where ``good`` is False."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, good: Any = True, **_: Any) -> tuple[Any, Any]:
+        choose = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+        updates, new = optimizer.update(updates, state, params)
+        return choose(updates, jax.tree.map(jnp.zeros_like, updates)), choose(new, state)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
 def _decayed(params: Any) -> Any:
     """Which parameters AdamW's weight decay shrinks: kernels and tables, not norms and biases."""
     named = lambda path, leaf: str(getattr(path[-1], "key", path[-1])) in ("kernel", "embedding")
     return jax.tree_util.tree_map_with_path(named, params)
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """The update rule: clipping, then the named optimizer with its schedule."""
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformationExtraArgs:
+    """The update rule: clipping, then the named optimizer with its schedule.
+
+    ``update(gradients, state, params, norm=…, mesh=…, good=…)``: the gradients' global norm, the mesh that what is
+    costly may be shared out on, and bool[], whether the step is to be taken; without it the updates are zero and the
+    state stays.
+    """
     rate = learning_rate(config, total_steps)
-    adam = dict(b1=config.b1, b2=config.b2, eps=config.epsilon)
+    adam, decay = scale_by_adam(config.b1, config.b2, config.epsilon), config.weight_decay
+    adamw = optax.chain(adam, optax.add_decayed_weights(decay, _decayed), descend(rate))
     if config.name == "adam":
-        optimizer = optax.adam(rate, **adam)
+        optimizer: optax.GradientTransformation = optax.chain(adam, descend(rate))
     elif config.name == "adamw":
-        optimizer = optax.adamw(rate, **adam, weight_decay=config.weight_decay, mask=_decayed)
+        optimizer = adamw
     elif config.name == "schedule_free_adamw":
         # Its own warm-up has a first step of zero, and with warmup_steps=0 no other.
-        optimizer = contrib.schedule_free_adamw(cast(Any, rate), weight_decay=config.weight_decay, **adam)
+        settings = dict(b1=config.b1, b2=config.b2, eps=config.epsilon, weight_decay=decay)
+        optimizer = guarded(contrib.schedule_free_adamw(cast(Any, rate), **settings))
     else:
-        optimizer = contrib.muon(
-            rate,
-            beta=config.b1,
-            weight_decay=config.weight_decay,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_weight_decay=config.weight_decay,
-            muon_weight_dimension_numbers=_matrices,
-            consistent_rms=0.2,  # updates as large as Adam's, so that one learning rate serves both (Liu et al. 2025)
-        )
+        muon = optax.chain(scale_by_muon(config.b1), optax.add_decayed_weights(decay), descend(rate))
+        label = lambda path, leaf: "adamw" if matrix_axes(path, leaf) is None else "muon"
+        labels = lambda params: jax.tree_util.tree_map_with_path(label, params)
+        optimizer = optax.partition({"muon": muon, "adamw": adamw}, labels)
     clip = clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, optimizer)
 

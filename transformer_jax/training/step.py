@@ -25,7 +25,7 @@ from transformer_jax.sharding import (
     parameter_specs,
     state_shardings,
 )
-from transformer_jax.training.guard import GuardConfig, GuardState, choose
+from transformer_jax.training.guard import GuardConfig, GuardState
 from transformer_jax.training.losses import Sums
 from transformer_jax.training.tasks import Batch, Task
 
@@ -130,7 +130,7 @@ class TrainStep:
 
 def make_train_step(
     task: Task,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     schedule: optax.Schedule,
     mesh: Mesh,
     shapes: TrainState,
@@ -145,7 +145,6 @@ def make_train_step(
     Where the guard refuses a step, the state keeps all but its counters.
     """
     gradients_of = sums_and_gradients(task, mesh, accumulation)
-    rule = optax.with_extra_args_support(optimizer)
 
     def gradients(params: Any, batch: Batch, step: Array) -> tuple[Sums, Any]:
         rows = jax.tree.leaves(batch)[0].shape[0]
@@ -154,7 +153,7 @@ def make_train_step(
 
     def update(state: TrainState, sums: Sums, gradients: Any) -> tuple[TrainState, dict[str, Array]]:
         tokens = jnp.maximum(sums["tokens"], 1.0)
-        gradients = jax.tree.map(lambda g: g / tokens, gradients)
+        gradients = jax.tree.map(lambda g: g * (1.0 / tokens), gradients)
         sums = dict(sums)
         norm = jnp.sqrt(sums.pop(SQUARED_NORM)) / tokens if SQUARED_NORM in sums else optax.global_norm(gradients)
         good, watched = guard.examine(state.guard, state.step, sums["loss"], norm)
@@ -165,15 +164,15 @@ def make_train_step(
             "skipped_steps": watched.skipped,
             "skipped_in_a_row": watched.in_a_row,
         }
-        updates, opt_state = rule.update(gradients, state.opt_state, state.params, norm=norm)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, norm=norm, mesh=mesh, good=good)
+        # The barrier keeps XLA from computing them again for the average, which would cost a copy of the old ones.
+        params = jax.lax.optimization_barrier(optax.apply_updates(state.params, updates))
         average = state.ema_params
         if average is not None:
             # The warm-up of the decay keeps the random start out of the average.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            decay = jnp.where(good, decay, 1.0)
             average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, average, params)
-        old = state.params, state.opt_state, state.ema_params
-        params, opt_state, average = choose(good, (params, opt_state, average), old)
         return TrainState(state.step + 1, params, opt_state, average, watched), metrics
 
     stay, everywhere = jax.tree.map(lambda s: s.sharding, shapes), NamedSharding(mesh, P())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from transformer_jax.errors import UserError
-from transformer_jax.models.layers import Seeds, fold_in
+from transformer_jax.models.layers import Seeds, fold_in, widened
 from transformer_jax.models.seq2seq import PAD_ID, Seq2Seq
 from transformer_jax.training.losses import Sums, consistent_rows, in_chunks, summed_cross_entropy
 
@@ -74,9 +74,9 @@ class TranslationTask:
 
         def hidden(seeds: Seeds, cut: float = 0.0) -> Array:
             x: Any = self.model.apply({"params": params}, source, target, seeds, cut, method="hidden")
-            return x.reshape(-1, x.shape[-1]).astype(self.model.config.product_dtype)
+            return widened(x.reshape(-1, x.shape[-1]), table).astype(self.model.config.product_dtype)
 
-        table = self.model.apply({"params": params}, method="output_table")
+        table: Any = self.model.apply({"params": params}, method="output_table")
         constants = {
             "targets": target.reshape(-1),
             "weights": (target != PAD_ID).astype(jnp.float32).reshape(-1),

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from transformer_jax.analysis.translation import TranslationRun
-from transformer_jax.data.tokenizers import BOS
 
 KINDS = {
     "encoder": "encoder/layer_*/self_attention/weights",
@@ -22,12 +21,15 @@ def attention_maps(run: TranslationRun, source: str, target: str) -> tuple[dict[
     """Attention weights under teacher forcing.
 
     Returns: ``maps``, with "encoder" float32[L, H, S, S], "decoder" float32[L, H, T, T] and "cross"
-      float32[L, H, T, S] for L layers and H heads, rows the queries; the source pieces (S); and the target pieces
-      that are predicted (T). Row t of the decoder's maps is where the model looks to predict piece t.
+      float32[L, H, T, S] for L layers and H heads, rows the queries, those of them that the network has; the source
+      pieces (S); and the target pieces that are predicted (T). Row t of the decoder's maps is where the model looks to
+      predict piece t.
+    Raises: UserError for a network without attention.
     """
     inputs = run.inputs([source], [target])
     found = run.capture_inputs(inputs, ["*/weights"])
-    maps = {kind: stacked(found, pattern)[0] for kind, pattern in KINDS.items()}
+    there = {kind: pattern for kind, pattern in KINDS.items() if fnmatch.filter(found, pattern)}
+    maps = {kind: stacked(found, pattern)[0] for kind, pattern in there.items()}
     source_pieces, target_pieces = run.pieces(inputs)
     return maps, source_pieces, target_pieces
 
@@ -59,11 +61,27 @@ def plot_attention(weights: np.ndarray, rows: Sequence[str], columns: Sequence[s
     return figure
 
 
+def plot_maps(
+    maps: Mapping[str, np.ndarray], rows: Sequence[str], columns: Mapping[str, Sequence[str]], title: str
+) -> Figure:
+    """A figure of several float[T, S] maps with the same rows side by side, zero in the middle of one scale."""
+    figure = Figure(figsize=(0.35 * sum(map(len, columns.values())) + 3, 0.3 * len(rows) + 2), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, len(maps), squeeze=False, width_ratios=[len(columns[name]) for name in maps])[0]
+    largest = max(np.abs(values).max() for values in maps.values())
+    for axis, (name, values) in zip(axes, maps.items(), strict=True):
+        image = axis.imshow(values, vmin=-largest, vmax=largest, cmap="RdBu", aspect="auto")
+        axis.set_xticks(range(len(columns[name])), columns[name], rotation=90, fontsize=7)
+        axis.set_yticks(range(len(rows)), rows if axis is axes[0] else [], fontsize=7)
+        axis.set_title(name.replace("_", " "), fontsize=8)
+    figure.colorbar(image, ax=axes, shrink=0.6)
+    return figure
+
+
 def save_attention_figures(run: TranslationRun, source: str, target: str, folder: Path) -> list[Path]:
-    """Writes encoder.png, decoder.png and cross.png of a sentence pair; returns their paths."""
+    """Writes encoder.png, decoder.png and cross.png of a sentence pair, those that there are; returns their paths."""
     maps, source_pieces, target_pieces = attention_maps(run, source, target)
-    bos = run.tokenizers.target.pieces([BOS])
-    inputs = [*(bos or ["<s>"]), *target_pieces[:-1]]
+    inputs = run.read_pieces("target_embeddings", run.inputs([source], [target]))
     labels = {
         "encoder": (source_pieces, source_pieces, "Encoder self-attention: rows look at columns"),
         "decoder": (
@@ -79,7 +97,7 @@ def save_attention_figures(run: TranslationRun, source: str, target: str, folder
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for kind in KINDS:
+    for kind in maps:
         path = folder / f"{kind}.png"
         plot_attention(maps[kind], *labels[kind]).savefig(path, dpi=110)
         paths.append(path)

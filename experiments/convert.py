@@ -1,0 +1,58 @@
+"""Writes a run for Transformers or CTranslate2, and makes a run of a checkpoint that Transformers wrote.
+
+    python experiments/convert.py export runs/multi30k-tiny --to=exported            # the format that suits the run
+    python experiments/convert.py export runs/multi30k-tiny --to=fast --format=ctranslate2
+    python experiments/convert.py import opus-mt-en-de --workdir=runs/opus           # a downloaded checkpoint
+    python experiments/translate.py runs/opus news.en
+
+Formats: marian (layers normalised after sublayers) and pegasus (before), gpt2, as Hugging Face folders with safetensors
+and tokenizer files, in both directions; ctranslate2, written only. What a format cannot express is an error that says
+so before anything is written. Nothing that is read is executed. See docs/convert.md.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import command_line
+from transformer_jax.errors import UserError
+from transformer_jax.host import prepare_cpu
+
+TO = flags.DEFINE_string("to", None, "export: the folder to write, new or empty")
+FORMAT = flags.DEFINE_string(
+    "format", None, "export: marian, pegasus, gpt2 or ctranslate2; default: what suits the run"
+)
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "export: best, latest, a step, average:N or ema")
+WORKDIR = flags.DEFINE_string("workdir", None, "import: the run directory to make, new or empty")
+DEFAULTS = {"translation": "parallel_text.py", "language_model": "language_model.py:files"}
+
+
+def default_config(family: str) -> ConfigDict:
+    """What an imported run's config says where the checkpoint is silent."""
+    return command_line.load_config(str(Path(__file__).resolve().parents[1] / "configs" / DEFAULTS[family]))
+
+
+def main(arguments: list[str]) -> None:
+    prepare_cpu()
+    from transformer_jax.analysis.run import load_run
+    from transformer_jax.conversion.runs import export_run, import_folder
+    from transformer_jax.families.registry import find_family
+
+    what, path = arguments
+    if what == "export" and TO.value is not None:
+        written = export_run(load_run(path, CHECKPOINT.value), TO.value, FORMAT.value)
+        print(f"{TO.value}: {written.format}, {', '.join(written.files)}")
+        for note in written.notes:
+            print(f"note: {note}")
+    elif what == "import" and WORKDIR.value is not None:
+        family = import_folder(path, WORKDIR.value, default_config)
+        print(f"{WORKDIR.value}: a run of the family {family}")
+        for command in find_family(family).commands:
+            print(f"Next: python {command} {WORKDIR.value}")
+    else:
+        raise UserError(f"{' '.join(arguments)}: wanted is export RUN --to=FOLDER, or import FOLDER --workdir=RUN.")
+
+
+if __name__ == "__main__":
+    command_line.run_main(main, ("export|import", "RUN|FOLDER"))
