@@ -1,14 +1,15 @@
 """Opened runs of every family with random parameters: nothing is trained, and no directory is there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from tests.made_files import tiny_config
+from tests.made_files import recurrent_config, tiny_config
 from tests.made_text import tiny_text_config
 from tests.models.tiny import drawn_like
 from transformer_jax.analysis.language_model import LanguageModelRun
@@ -44,6 +45,21 @@ def language_model_run(**changes: Any) -> LanguageModelRun:
     return opened(LanguageModelRun, tiny_text_config(Path("nowhere"), **settings), tokenizer=letters)
 
 
+def recurrent_run(**changes: Any) -> TranslationRun:
+    settings = {"tokenizer__kind": "byte", "tokenizer__vocab_size": BYTE_VOCAB_SIZE, "decoding__max_target_length": 12}
+    return opened(TranslationRun, recurrent_config(Path("nowhere"), **settings, **changes))
+
+
+def without_head(value: Any, name: str) -> Any:
+    """Zeros for the second head of [B, H, T, K]."""
+    return value.at[:, 1].set(0.0)
+
+
+def without_features(value: Any, name: str) -> Any:
+    """Zeros for half of the features of [B, T, 16]."""
+    return value.at[..., :8].set(0.0)
+
+
 @dataclass(frozen=True)
 class Made:
     """How to test a family.
@@ -53,12 +69,17 @@ class Made:
       texts: what can be captured, three rows of different lengths.
       prompt: ``prompt(run, line)``, what decoding starts from, int32[1, S].
       log_prob: ``log_prob(run, line, tokens)`` of an output with its end.
+      edited, edit: an activation, and what is done to it.
+      stream: a pattern of what layers give.
     """
 
     make: Callable[..., Any]
     texts: tuple[list[str], ...]
     prompt: Callable[..., Any]
     log_prob: Callable[..., Any]
+    edited: str = "decoder/layer_0/self_attention/heads"
+    edit: Callable[..., Any] = without_head
+    stream: str = "*/residual_after"
 
 
 FAMILIES = {
@@ -75,3 +96,15 @@ FAMILIES = {
         lambda run, line, tokens: run.token_log_probs(run.tokenizer.encode([line]), [[*tokens, EOS]])[0].sum(),
     ),
 }
+RECURRENT = {
+    f"lstm, {attention}": replace(
+        FAMILIES["translation"],
+        make=partial(recurrent_run, model__attention=attention),
+        edited="decoder/layer_0/output",
+        edit=without_features,
+        stream="*/output",
+    )
+    for attention in ("none", "luong")
+}
+NETWORKS = FAMILIES | RECURRENT
+"""All that can be opened; what is asked of the layers of a Transformer is asked of FAMILIES alone."""
