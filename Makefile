@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: run test torture lint install lock clean
+.PHONY: run test torture lint install lock page-libraries clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -32,6 +32,9 @@ lint: $(STAMP)
 lock:  ## pin every dependency with its hashes; needs uv
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
 	  --no-header --extra dev pyproject.toml requirements.build.in -o requirements.txt
+
+page-libraries:  ## bundle what the Spotlight page carries, anew; needs Node.js
+	cd transformer_jax/analysis/spotlight/page/libraries && npm ci --ignore-scripts && node bundle.js
 
 clean:
 	rm -rf .venv

@@ -109,6 +109,35 @@ def recurrent() -> ConfigDict:
     return model
 
 
+def encoder() -> ConfigDict:
+    """The layers of BERT (Devlin et al. 2019). A config adds how many there are."""
+    model = blocks()
+    model.norm_epsilon = 1e-12
+    model.positions = "learned"
+    model.activation = "gelu_exact"
+    model.attention_bias = True
+    model.attention_dropout_rate = 0.1
+    model.num_types = 2
+    model.embedding_norm = True
+    model.scale_embeddings = False
+    model.pooler = False
+    model.initializer = "bert"
+    return model
+
+
+def text() -> ConfigDict:
+    """Text without translations: what the installed Python carries, unless a file says otherwise."""
+    dataset = ConfigDict()
+    dataset.name = "python_text"
+    dataset.path = ""
+    dataset.train = ""
+    dataset.validation = ""
+    dataset.test = ""
+    dataset.feature = "text"
+    dataset.documents = "whole"
+    return dataset
+
+
 def get_config() -> ConfigDict:
     """Transformer-base of Vaswani et al. 2017 on whatever translation dataset a file names."""
     config = common()

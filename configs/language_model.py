@@ -38,15 +38,7 @@ def base() -> ConfigDict:
     config = default.common()
     config.family = "language_model"
 
-    config.dataset = ConfigDict()
-    config.dataset.name = "python_text"
-    config.dataset.path = ""
-    config.dataset.train = ""
-    config.dataset.validation = ""
-    config.dataset.test = ""
-    config.dataset.feature = "text"
-    config.dataset.documents = "whole"
-
+    config.dataset = default.text()
     config.tokenizer = ConfigDict()
     config.tokenizer.kind = "bpe"
     config.tokenizer.vocab_size = 2048

@@ -21,7 +21,9 @@ from transformer_jax.host import prepare_cpu
 TEXT = flags.DEFINE_multi_string("text", [], "what to analyse; may be given several times")
 FILE = flags.DEFINE_multi_string("file", [], "file of texts, one a line; empty lines are left out")
 OUT = flags.DEFINE_string("out", "report.html", "the page to write")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "language models: most tokens of a continuation", lower_bound=1)
+MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", None, "language models: most tokens to write after the text", lower_bound=0
+)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
 define_decoding_flags()
 flags.adopt_module_key_flags(decoding_flags)
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> None:
         raise UserError('There is nothing to analyse: give --text "…", or --file with a text a line.')
     run = load_run(arguments[0], CHECKPOINT.value)
     settings = decoding_overrides(run.config)
-    if MAX_TOKENS.value:
+    if MAX_TOKENS.value is not None:
         settings["max_tokens"] = MAX_TOKENS.value
     write_text(page, render(examine(run, texts, **settings)))
     print(f"{page}: {len(texts)} text(s), {page.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -25,7 +25,11 @@ FORMAT = flags.DEFINE_string(
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "export: best, latest, a step, average:N or ema")
 WORKDIR = flags.DEFINE_string("workdir", None, "import: the run directory to make, new or empty")
-DEFAULTS = {"translation": "parallel_text.py", "language_model": "language_model.py:files"}
+DEFAULTS = {
+    "translation": "parallel_text.py",
+    "language_model": "language_model.py:files",
+    "masked_lm": "masked_lm.py:files",
+}
 
 
 def default_config(family: str) -> ConfigDict:

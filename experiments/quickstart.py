@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         print(f"   source      {sources[i]}\n   translation {translations[i]}\n   reference   {references[i]}\n")
 
     shown = max(chosen, key=lambda i: len(sources[i]))
-    figures = save_attention_figures(run, sources[shown], translations[shown], workdir / "attention")
+    figures = save_attention_figures(run, sources[shown], translations[shown], folder=workdir / "attention")
     print(f"4. Where each head looks while translating {sources[shown]!r}:")
     print("".join(f"   {path}\n" for path in figures))
 

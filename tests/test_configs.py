@@ -13,6 +13,7 @@ from transformer_jax.data.batches import ArraySpec
 from transformer_jax.data.long_range import TASKS, generate
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import RunConfig, parse_config
+from transformer_jax.families import masked_lm
 from transformer_jax.families.translation import ARCHITECTURES, model_config
 from transformer_jax.sharding import MeshConfig, make_mesh, place_batch
 from transformer_jax.training.optimizers import learning_rate, make_optimizer
@@ -31,6 +32,11 @@ ALL = [
     "phrases.py",
     "parallel_text.py",
 ]
+IMAGES = {
+    "discrete_vae": ["shapes", "mnist", "smoke"],
+    "text_to_image": ["shapes", "mnist", "smoke"],
+    "image_classification": ["mnist", "smoke"],
+}
 TEXT = ["python", "shakespeare", "files", "lm1b", "gpt2", "gpt3-175b", "smoke"]
 
 
@@ -86,8 +92,36 @@ def test_a_language_models_config_is_whole(variant):
     assert config.family == "language_model"
 
 
+@pytest.mark.parametrize(
+    ("spec", "family"),
+    [(f"masked_lm.py:{variant}", "masked_lm") for variant in ("python", "files", "bert-base", "bert-large", "smoke")]
+    + [(f"classification.py:{variant}", "classification") for variant in ("sentences", "words", "reviews", "smoke")],
+)
+def test_an_encoders_config_is_whole(spec, family):
+    config = read(spec)
+    assert config.evaluation.every_steps % config.checkpoints.every_steps == 0
+    assert config.family == family
+
+
+@pytest.mark.parametrize(("variant", "published"), [("bert-base", 109_514_298), ("bert-large", 335_174_458)])
+def test_berts_presets_have_its_parameters(variant, published):
+    """Those of Transformers' BertForMaskedLM; the paper rounds to 110M and 340M."""
+    config = read(f"masked_lm.py:{variant}")
+    task = masked_lm.make_task(config, config.tokenizer.vocab_size)
+    shapes = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == published
+
+
+@pytest.mark.parametrize(("name", "variant"), [(name, variant) for name in IMAGES for variant in IMAGES[name]])
+def test_configs_of_images_are_whole(name, variant):
+    config = parse_config(load_config(f"{CONFIGS / name}.py:{variant}"))
+    assert config.evaluation.every_steps % config.checkpoints.every_steps == 0
+    assert config.family == name
+
+
 def test_all_config_files_are_tested_and_refuse_unknown_variants():
-    named = {spec.partition(":")[0] for spec in ALL} | {"language_model.py"}
+    named = {spec.partition(":")[0] for spec in ALL} | {"language_model.py", "masked_lm.py", "classification.py"}
+    named |= {f"{name}.py" for name in IMAGES}
     assert named == {file.name for file in CONFIGS.glob("*.py")} - {"__init__.py", "default.py"}
     for name in named:
         with pytest.raises(Exception, match=r"no-such-variant|takes no argument"):

@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "sharding": {"errors", "models"},
     "data": {"errors"},
     "evaluation": {"errors", "decoding"},
+    "evaluation/shape_reader": {"errors", "data/captioned_shapes"},
     "decoding": {"errors", "models", "sharding", "data/tokenizers"},
     "training": {"errors", "config", "distributed", "run_directory", "models", "sharding", "data"},
     "training/loop": {

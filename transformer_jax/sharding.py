@@ -34,6 +34,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("units", None),
     ("norm", None),
     ("positions", None),
+    ("types", None),
     ("buckets", None),
     ("layers", None),
 )
@@ -253,3 +254,22 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
         return jax.make_array_from_callback(shape, sharding, lambda i: rows[first(i) : first(i) + size])
 
     return jax.tree.map(put, batch)
+
+
+def map_rows(function: Callable[..., Array], params: Any, *arrays: np.ndarray, rows: int = 256) -> np.ndarray:
+    """``function(params, *rows of the arrays)``, jitted and the same for each row, over all rows on all local devices.
+
+    Args:
+      params: whole, or wherever they lie.
+      rows: so many at a time, or a few more that the devices can share.
+    """
+    mesh = Mesh(np.array(jax.local_devices()), ("rows",))
+    params = jax.device_put(fetch(params), NamedSharding(mesh, P()))
+    rows += -rows % mesh.size
+    found = []
+    for first in range(0, len(arrays[0]), rows):
+        part = [array[first : first + rows] for array in arrays]
+        count = len(part[0])
+        padded = [np.concatenate([x, np.repeat(x[-1:], rows - count, axis=0)]) for x in part]
+        found.append(np.asarray(function(params, *jax.device_put(padded, NamedSharding(mesh, P("rows")))))[:count])
+    return np.concatenate(found)

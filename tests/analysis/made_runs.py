@@ -10,13 +10,18 @@ import jax
 import numpy as np
 
 from tests.made_files import recurrent_config, tiny_config
+from tests.made_images import tiny_image_config
 from tests.made_text import tiny_text_config
 from tests.models.tiny import drawn_like
 from transformer_jax.analysis.language_model import LanguageModelRun
+from transformer_jax.analysis.text_to_image import TextToImageRun
 from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.data.text_tokenizers import CharacterTokenizer
 from transformer_jax.data.tokenizers import BYTE_VOCAB_SIZE, EOS, ByteTokenizer, TokenizerPair
+from transformer_jax.decoding.images import log_probs
 from transformer_jax.experiment import parse_config
+from transformer_jax.families.image_tokenizer import ImageTokenizer
+from transformer_jax.models.discrete_vae import DiscreteVae, DiscreteVaeConfig
 
 SMALL = {"model__num_heads": 4, "model__norm_placement": "pre", "decoding__max_target_length": 12}
 
@@ -60,6 +65,19 @@ def without_features(value: Any, name: str) -> Any:
     return value.at[..., :8].set(0.0)
 
 
+def text_to_image_run(**changes: Any) -> TextToImageRun:
+    settings = {"image_tokenizer__run": "nowhere", "model__num_heads": 4, **changes}
+    sizes = dict(
+        image_size=12, channels=3, vocab_size=16, code_width=4, patch_size=4, width=4, halvings=0, num_blocks=1
+    )
+    vae = DiscreteVae(DiscreteVaeConfig(**sizes))
+    shapes = jax.eval_shape(vae.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 12, 12, 3), np.uint8))["params"]
+    letters = CharacterTokenizer(" abcdefghijklmnopqrstuvwxyz")
+    images = ImageTokenizer(vae.config, drawn_like(shapes))
+    config = tiny_image_config("text_to_image", **settings)
+    return opened(TextToImageRun, config, tokenizer=letters, image_tokenizer=images)
+
+
 @dataclass(frozen=True)
 class Made:
     """How to test a family.
@@ -74,7 +92,7 @@ class Made:
     """
 
     make: Callable[..., Any]
-    texts: tuple[list[str], ...]
+    texts: tuple[Any, ...]
     prompt: Callable[..., Any]
     log_prob: Callable[..., Any]
     edited: str = "decoder/layer_0/self_attention/heads"
@@ -94,6 +112,12 @@ FAMILIES = {
         (["one two", "four", "a"],),
         lambda run, line: np.pad(run.inputs([line])[0], ((0, 0), (0, 1)), constant_values=EOS),
         lambda run, line, tokens: run.token_log_probs(run.tokenizer.encode([line]), [[*tokens, EOS]])[0].sum(),
+    ),
+    "text_to_image": Made(
+        text_to_image_run,
+        (["one two", "four", "a"], np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)),
+        lambda run, line: np.pad(run.inputs([line])[0], ((0, 0), (0, 1)), constant_values=EOS),
+        lambda run, line, tokens: log_probs(run.model, run.params, run.text([line]), np.array([tokens]))[0],
     ),
 }
 RECURRENT = {

@@ -93,6 +93,16 @@ def test_the_best_output_was_in_the_beam_all_along(examined):
     assert not any(path[len(best) :])
 
 
+def test_a_language_model_may_only_read():
+    run = opened("language_model")
+    (example,) = examine(run, ["one two"], max_tokens=0).examples
+    assert "".join(example.rows["text"].tokens[1:]) == "one two"
+    assert example.candidates.taken == [*"one two", "?"]
+    assert np.isnan(example.candidates.taken_log_probs).tolist() == [False] * 7 + [True]
+    assert not example.hypotheses
+    assert not example.beams
+
+
 def test_texts_that_cannot_be_shown_are_named():
     run = opened("translation")
     with pytest.raises(UserError, match="Text 2 is empty"):

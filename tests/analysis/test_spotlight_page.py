@@ -171,6 +171,8 @@ def test_parts_that_a_family_lacks_are_absent(show, small):
     driver = show(type(alone)(**fields))
     assert [h2.text for h2 in find(driver, "h2")] == ["Attention", "Importance of heads"]
     assert not find(driver, "[role=tablist]")
+    without_attention = show(type(alone)(**{**vars(alone), "views": ()}))
+    assert [h2.text for h2 in find(without_attention, "h2")] == ["What else it might have said", "Logit lens"]
 
 
 def test_sixty_tokens_six_layers_eight_heads(show):

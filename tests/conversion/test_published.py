@@ -98,7 +98,12 @@ def test_sentencepiece_models_with_a_vocabulary_beside_them(tmp_path):
     assert tokenizers.config.joint
     assert tokenizers.source.vocab_size == tokenizers.target.vocab_size == VOCABULARY + 1
     to_here = marian.numbers_here(there, VOCABULARY, 1)
-    for side, line in (("source", "one ten note"), ("target", "önë tën nötë"), ("source", "ten xylophone")):
+    for side, line in (
+        ("source", "one ten note"),
+        ("target", "önë tën nötë"),
+        ("source", "ten xylophone"),
+        ("source", "të në"),
+    ):
         tokenizer = getattr(tokenizers, side)
         expected = [number.get(piece, 1) for piece in processors[side].encode(line, out_type=str)]
         (found,) = tokenizer.encode([line])

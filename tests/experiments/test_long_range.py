@@ -1,4 +1,4 @@
-"""The study of long-range tasks: every cell has as many trials, nothing is done twice, and what was measured is told."""
+"""The study of long-range tasks: every cell has as many trials, nothing is done twice, what was measured is told."""
 
 from types import SimpleNamespace
 

@@ -55,7 +55,7 @@ def test_it_scores_what_it_finds_and_shows_where_it_looks(whole, tmp_path):
     ((best, *_),) = run.search(["one two three"], method="beam", n_best=2, beam_size=3)
     scored = run.token_log_probs(run.tokenizer.encode(["one two three"]), [best.tokens])[0].sum()
     np.testing.assert_allclose(scored, best.log_prob, rtol=1e-4)
-    paths = save_attention_figures(run, "one two three", "eins zwei drei", tmp_path)
+    paths = save_attention_figures(run, "one two three", "eins zwei drei", folder=tmp_path)
     assert [path.name for path in paths] == ["cross.png"]
     assert paths[0].stat().st_size > 1000
 

@@ -63,9 +63,6 @@ class LanguageModelRun(Run):
     def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
         return [self.tokenizer.pieces(unpadded(side[row])) for side in inputs]
 
-    def read_pieces(self, name: str, inputs: Inputs) -> list[str]:
-        return self.pieces(inputs)[0]
-
     def token_names(self, tokens: Sequence[int]) -> list[str]:
         return self.tokenizer.pieces(tokens)
 

@@ -194,7 +194,8 @@ class Run:
 
     def read_pieces(self, name: str, inputs: Inputs) -> list[str]:
         """Readable names of the tokens that embeddings of that name stand for, of the first row of `inputs`."""
-        raise NotImplementedError
+        side, _ = self.sides(name)
+        return self.pieces(inputs)[side or 0]
 
     def token_names(self, tokens: Sequence[int]) -> list[str]:
         """Readable names of tokens that the model predicts."""
@@ -267,10 +268,23 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Any:
     Returns: the `Run` of the family that its config names: `TranslationRun` …
     Raises: UserError when there is no run, or no such checkpoint.
     """
+    from transformer_jax.analysis.classification import ClassificationRun
+    from transformer_jax.analysis.discrete_vae import DiscreteVaeRun
+    from transformer_jax.analysis.image_classification import ImageClassificationRun
     from transformer_jax.analysis.language_model import LanguageModelRun
+    from transformer_jax.analysis.masked_lm import MaskedRun
+    from transformer_jax.analysis.text_to_image import TextToImageRun
     from transformer_jax.analysis.translation import TranslationRun
 
-    runs = {"translation": TranslationRun, "language_model": LanguageModelRun}
+    runs = {
+        "translation": TranslationRun,
+        "language_model": LanguageModelRun,
+        "masked_lm": MaskedRun,
+        "classification": ClassificationRun,
+        "discrete_vae": DiscreteVaeRun,
+        "text_to_image": TextToImageRun,
+        "image_classification": ImageClassificationRun,
+    }
     directory = RunDirectory.open(path)
     config = parse_config(directory.config)
     run = runs[config.family](directory, config, checkpoint)

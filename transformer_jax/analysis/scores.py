@@ -168,6 +168,13 @@ def perplexity(log_probs: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
     }
 
 
+def format_scores(record: dict[str, Any], of: str) -> str:
+    """A record of numbers alone for a terminal; ``of`` says what was measured."""
+    checkpoint = record["checkpoint"]
+    head = f"{of} of {record['data']['split']}, checkpoint {checkpoint['choice']} (steps {checkpoint['steps']})"
+    return "\n".join([head, *(f"{name:<16} {value:9.4f}" for name, value in record["scores"].items())])
+
+
 def format_record(record: dict[str, Any]) -> str:
     """The record for a terminal."""
     scores, decoding = record["scores"], record["decoding"]

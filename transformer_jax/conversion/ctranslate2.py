@@ -20,7 +20,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.models.language_model import LanguageModelConfig
 from transformer_jax.models.layers import UNLIKELY
 from transformer_jax.models.positions import sinusoidal
-from transformer_jax.models.seq2seq import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from transformer_jax.models.tokens import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from transformer_jax.models.transformer import BlockConfig, TransformerConfig
 
 BINARY_VERSION = 6
@@ -28,6 +28,7 @@ REVISIONS = {"TransformerSpec": 7, "TransformerDecoderSpec": 8}
 TYPES = {"float32": 0, "int8": 1, "int16": 2, "int32": 3}
 ACTIVATIONS = {"relu": 0, "gelu": 1, "silu": 2}
 ALLOWED = {
+    "model.architecture": ("transformer",),
     "model.norm": ("layer_norm",),
     "model.positions": ("sinusoidal", "learned"),
     "model.activation": tuple(ACTIVATIONS),

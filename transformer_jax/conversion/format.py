@@ -60,9 +60,9 @@ class Format(NamedTuple):
     suits: Callable[[Any], bool]
     export: Callable[[Any], Bundle]
     model_type: str = ""
-    architecture: str = "transformer"
     describe: Callable[[Path, Mapping[str, Any]], Described] | None = None
     load: Callable[[Path, Mapping[str, Any], Any], tuple[Any, Flat]] | None = None
+    architecture: str = "transformer"
 
 
 def require(what: str, values: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
@@ -76,7 +76,9 @@ def require(what: str, values: Mapping[str, Any], allowed: Mapping[str, tuple[An
 def switches(model: Any) -> dict[str, Any]:
     """A model's hyperparameters under the names they have in a config."""
     values = {f"model.{name}": value for name, value in dataclasses.asdict(model).items()}
-    return values | {"model.num_kv_heads": None if model.kv_heads == model.num_heads else model.num_kv_heads}
+    if values.get("model.num_kv_heads") == values.get("model.num_heads"):
+        values["model.num_kv_heads"] = None
+    return values
 
 
 def trimmed(flat: Flat, whole: Any, wanted: Any, paths: Collection[str]) -> tuple[Any, Flat]:

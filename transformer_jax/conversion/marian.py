@@ -20,7 +20,7 @@ from transformer_jax.conversion.tensors import read_json, read_tensors
 from transformer_jax.errors import UserError
 from transformer_jax.models.layers import UNLIKELY
 from transformer_jax.models.positions import sinusoidal
-from transformer_jax.models.seq2seq import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from transformer_jax.models.tokens import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from transformer_jax.models.transformer import EncoderDecoder, TransformerConfig
 
 EPSILON = 1e-5
@@ -129,6 +129,7 @@ def export(run: Any, placement: str) -> Bundle:
     """A translation run as Marian or Pegasus, with its tokenizers."""
     config, joint = run.model.config, run.config.tokenizer.joint
     name = "marian" if placement == "post" else "pegasus"
+    require(name, switches(config), {"model.architecture": ("transformer",)})
     if config.norm_placement != placement:
         other = "pegasus" if name == "marian" else "marian"
         raise UserError(
@@ -149,7 +150,7 @@ def export(run: Any, placement: str) -> Bundle:
         tensors |= {POSITIONS.format(stack): table for stack in ("encoder", "decoder")}
     languages = run.config.dataset
     special = {"source_lang": languages.source_language, "target_lang": languages.target_language}
-    pieces = run.tokenizers.target.pieces([EOS_ID, UNK_ID, BOS_ID if ids["pad"] == ids["bos"] else PAD_ID])
+    pieces = run.tokenizers.target.pieces([EOS_ID, UNK_ID, PAD_ID])
     special |= dict(zip(("eos_token", "unk_token", "pad_token"), pieces, strict=True))
     files = piece_files(run.tokenizers, special, numbers.tolist() if joint else range(config.source_vocab_size))
     files["config.json"] = json.dumps(settings_of(config, name, ids, len(numbers)), indent=2).encode()
@@ -324,7 +325,7 @@ def make(name: str, placement: str) -> Format:
     return Format(
         name=name,
         family="translation",
-        suits=lambda model: model.norm_placement == placement,
+        suits=lambda model: getattr(model, "norm_placement", None) == placement,
         export=partial(export, placement=placement),
         model_type=name,
         describe=partial(describe, placement=placement),

@@ -9,7 +9,7 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from transformer_jax.conversion.tensors import read_json
-from transformer_jax.data.tokenizers import BOS, Tokenizer, TokenizerConfig, TokenizerPair, pair_of_models
+from transformer_jax.data.tokenizers import BOS, TokenizerConfig, TokenizerPair, pair_of_models
 from transformer_jax.errors import UserError
 
 schema: Any = sentencepiece_model_pb2  # its classes are made when it is imported
@@ -23,12 +23,14 @@ KINDS = {schema.TrainerSpec.UNIGRAM: "unigram", schema.TrainerSpec.BPE: "bpe"}
 def renumbered(model: bytes, names: Sequence[str], is_target: bool) -> bytes:
     """The model with piece i called names[i], cutting text as before.
 
-    Pieces that only the vocabulary has are never found in a text; the target's can be decoded. Pieces that only the
-    model has come after the vocabulary: their ids are unknown tokens.
+    Of pieces that only the vocabulary has, single characters are found in a text, for no other piece has them; longer
+    ones never are, though the target's can be decoded. Pieces that only the model has come after the vocabulary: their
+    ids are unknown tokens.
     """
     proto = schema.ModelProto.FromString(model)
     kind = schema.ModelProto.SentencePiece
     own = {piece.piece: piece for piece in proto.pieces if piece.type not in (kind.CONTROL, kind.UNKNOWN)}
+    rarest = min((piece.score for piece in own.values()), default=0.0) - 10.0
     types = (kind.CONTROL, kind.CONTROL, kind.UNKNOWN, kind.CONTROL)
     made = [kind(piece=name, score=0.0, type=t) for name, t in zip(SPECIAL, types, strict=True)]
     for name in names[BOS + 1 :]:
@@ -36,9 +38,11 @@ def renumbered(model: bytes, names: Sequence[str], is_target: bool) -> bytes:
             made.append(own.pop(name))
         elif LANGUAGE.match(name.removeprefix(SPACE)):
             made.append(kind(piece=name, score=0.0, type=kind.USER_DEFINED))
+        elif len(name) == 1:
+            made.append(kind(piece=name, score=rarest, type=kind.NORMAL))
         else:
             made.append(kind(piece=name, score=0.0, type=kind.UNUSED if is_target else kind.CONTROL))
-    proto.pieces[:] = []
+    del proto.pieces[:]
     proto.pieces.extend([*made, *(piece for name, piece in own.items() if name not in SPECIAL)])
     trainer = proto.trainer_spec
     trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = range(4)
@@ -82,16 +86,19 @@ def piece_files(tokenizers: TokenizerPair, special: Mapping[str, str], numbers: 
     if tokenizers.config.kind == "byte":
         raise UserError("tokenizer.kind is 'byte'; Marian's tokenizer can only express 'bpe' or 'unigram'.")
     files = {"source.spm": tokenizers.source.serialize(), "target.spm": tokenizers.target.serialize()}
-    files["vocab.json"] = _vocabulary(tokenizers.source, numbers)
+    files["vocab.json"] = _vocabulary(tokenizers.source.pieces(numbers), special)
     if not tokenizers.config.joint:
-        files["target_vocab.json"] = _vocabulary(tokenizers.target, range(tokenizers.target.vocab_size))
+        names = tokenizers.target.pieces(range(tokenizers.target.vocab_size))
+        files["target_vocab.json"] = _vocabulary(names, special)
     settings: dict[str, Any] = {"tokenizer_class": "MarianTokenizer", "separate_vocabs": not tokenizers.config.joint}
     files["tokenizer_config.json"] = json.dumps(settings | dict(special), indent=2).encode()
     return files
 
 
-def _vocabulary(tokenizer: Tokenizer, numbers: Sequence[int]) -> bytes:
-    names = [_theirs(piece) for piece in tokenizer.pieces(numbers)]
+def _vocabulary(pieces: Sequence[str], special: Mapping[str, str]) -> bytes:
+    names = [_theirs(piece) for piece in pieces]
+    if special["pad_token"] not in names:  # what decoding starts from is padding, too
+        names[-1] = special["pad_token"]
     return json.dumps({name: i for i, name in enumerate(names)}, ensure_ascii=False, indent=0).encode()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformer_jax.config import suggest
+from transformer_jax.conversion.bert import BERT, BERT_CLASSIFIER
 from transformer_jax.conversion.ctranslate2 import CTRANSLATE2, CTRANSLATE2_TEXT
 from transformer_jax.conversion.format import Format
 from transformer_jax.conversion.gpt2 import GPT2
@@ -11,7 +12,7 @@ from transformer_jax.conversion.lstm import LSTM
 from transformer_jax.conversion.marian import MARIAN, PEGASUS
 from transformer_jax.errors import UserError
 
-FORMATS: tuple[Format, ...] = (MARIAN, PEGASUS, GPT2, LSTM, CTRANSLATE2, CTRANSLATE2_TEXT)
+FORMATS: tuple[Format, ...] = (MARIAN, PEGASUS, GPT2, LSTM, BERT, BERT_CLASSIFIER, CTRANSLATE2, CTRANSLATE2_TEXT)
 
 
 def format_for_run(name: str | None, family: str, model: Any) -> Format:

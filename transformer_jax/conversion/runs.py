@@ -130,7 +130,12 @@ def model_of(config: Any, tokenizer: Path) -> Any:
         from transformer_jax.families.translation import make_model
 
         return make_model(config, load_tokenizers(tokenizer)).config
-    from transformer_jax.data.text_tokenizers import load_text_tokenizer
+    from transformer_jax.data.text_tokenizers import ids_with_mask, load_text_tokenizer
+
+    if config.family == "masked_lm":
+        from transformer_jax.families import masked_lm
+
+        return masked_lm.model_config(config, ids_with_mask(load_text_tokenizer(tokenizer)))
     from transformer_jax.families.language_model import model_config
 
     return model_config(config, load_text_tokenizer(tokenizer).vocab_size)

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -112,17 +112,16 @@ def cached_stream(dataset: TextDataset, split: str, tokenizer: TextTokenizer) ->
     return Stream(load("ids"), load("offsets"), dataset.report[split]["bytes"])
 
 
-def cut_documents(offsets: np.ndarray, length: int, rng: np.random.Generator) -> Pieces:
-    """Each document as pieces of at most ``length`` tokens; those of a longer one begin at a random offset, so that
-    every epoch cuts it elsewhere."""
-    sizes = np.diff(offsets)
+def cut_documents(starts: np.ndarray, sizes: np.ndarray, length: int, rng: np.random.Generator) -> Pieces:
+    """Each document, of sizes[i] tokens from starts[i] on, as pieces of at most ``length`` tokens; those of a longer
+    one begin at a random offset, so that every epoch cuts it elsewhere."""
     first = np.where(sizes > length, rng.integers(1, length + 1, len(sizes)), sizes)
     counts = 1 + -(-(sizes - first) // length)
     document = np.repeat(np.arange(len(sizes)), counts)
     number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
     begin = np.where(number == 0, 0, first[document] + (number - 1) * length)
     end = np.minimum(first[document] + number * length, sizes[document])
-    return Pieces(offsets[document] + begin, end - begin, np.zeros(len(document), np.int64))
+    return Pieces(starts[document] + begin, end - begin, np.zeros(len(document), np.int64))
 
 
 def sliding_windows(offsets: np.ndarray, length: int, stride: int) -> Pieces:
@@ -180,37 +179,54 @@ def pack(pieces: Pieces, length: int, rng: np.random.Generator) -> Rows:
     return Rows(pieces, order, np.searchsorted(row_of[order], np.arange(num_rows + 1)))
 
 
+class Places(NamedTuple):
+    """Where the tokens of a batch's pieces come from and go to, one a token; a row has its pieces side by side."""
+
+    source: np.ndarray  # int64: in the stream, if a piece begins there with its first token
+    within: np.ndarray  # int64: in its piece
+    piece: np.ndarray  # int64: which piece
+    cell: np.ndarray  # int64: in the flat batch
+    segment: np.ndarray  # int64: of its row, from 1
+
+
+def places(rows: Rows, chosen: np.ndarray, length: int) -> Places:
+    """The places of all tokens of the rows ``chosen``."""
+    per_row = rows.bounds[chosen + 1] - rows.bounds[chosen]
+    row = np.repeat(np.arange(len(chosen)), per_row)
+    segment = np.arange(len(row)) - np.repeat(np.cumsum(per_row) - per_row, per_row)
+    piece = rows.order[np.repeat(rows.bounds[chosen], per_row) + segment]
+    size = rows.pieces.length[piece]
+    # Pieces lie side by side, so the places of a row's tokens are those of the row, counted up.
+    ends = np.cumsum(size)
+    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - size, size)
+    row_start = (ends - size)[np.cumsum(per_row) - per_row]  # tokens before each row
+    cell = np.repeat(row * length + (ends - size) - row_start[row], size) + within
+    return Places(
+        np.repeat(rows.pieces.start[piece], size) + within, within, np.repeat(piece, size), cell,
+        np.repeat(segment + 1, size),
+    )  # fmt: skip
+
+
 def fill(stream: Stream, rows: Rows, chosen: np.ndarray, count: int, length: int) -> Batch:
     """A batch int32[count, length] of the rows ``chosen`` and then of padding.
 
     ``targets`` are the tokens of the pieces, PAD where nothing is predicted; ``inputs`` what comes before each, BOS
     before a document; ``segments`` number the pieces of a row from 1, 0 is padding.
     """
-    per_row = rows.bounds[chosen + 1] - rows.bounds[chosen]
-    row = np.repeat(np.arange(len(chosen)), per_row)
-    segment = np.arange(len(row)) - np.repeat(np.cumsum(per_row) - per_row, per_row)
-    piece = rows.order[np.repeat(rows.bounds[chosen], per_row) + segment]
-    start, size, context = (values[piece] for values in rows.pieces)
-    # Pieces lie side by side, so the places of a row's tokens are those of the row, counted up.
-    ends = np.cumsum(size)
-    within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - size, size)
-    row_start = (ends - size)[np.cumsum(per_row) - per_row]  # tokens before each row
-    place = np.repeat(row * length + (ends - size) - row_start[row], size) + within
-    source = np.repeat(start, size) + within
+    source, within, piece, cell, segment = places(rows, chosen, length)
     batch = {name: np.zeros((count, length), np.int32) for name in ARRAYS}
     before = np.where(source > 0, stream.ids[source - 1], EOS)
-    batch["inputs"].reshape(-1)[place] = np.where(before == EOS, BOS, before)
-    batch["targets"].reshape(-1)[place] = np.where(within >= np.repeat(context, size), stream.ids[source], PAD)
-    batch["segments"].reshape(-1)[place] = np.repeat(segment + 1, size)
+    batch["inputs"].reshape(-1)[cell] = np.where(before == EOS, BOS, before)
+    batch["targets"].reshape(-1)[cell] = np.where(within >= rows.pieces.context[piece], stream.ids[source], PAD)
+    batch["segments"].reshape(-1)[cell] = segment
     return batch
 
 
 class PackedEpoch:
-    """One pass over the training documents."""
+    """One pass over the training documents. ``fill(chosen, count)`` makes a batch of the rows of these numbers."""
 
-    def __init__(self, stream: Stream, config: PackingConfig, rng: np.random.Generator):
-        self._stream, self._config = stream, config
-        self.rows = pack(cut_documents(stream.offsets, config.length, rng), config.length, rng)
+    def __init__(self, rows: Rows, config: PackingConfig, fill: Callable[[np.ndarray, int], Batch]):
+        self.rows, self._config, self._fill = rows, config, fill
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self._config.rows)
@@ -221,11 +237,16 @@ class PackedEpoch:
 
         def part(block: int) -> Batch:
             first = index * self._config.rows + block * share
-            chosen = np.arange(first, max(first, min(first + share, len(self.rows))))
-            return fill(self._stream, self.rows, chosen, share, self._config.length)
+            return self._fill(np.arange(first, max(first, min(first + share, len(self.rows)))), share)
 
         parts = [part(block) for block in blocks]
-        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in ARRAYS}
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def packed_epoch(stream: Stream, config: PackingConfig, rng: np.random.Generator) -> PackedEpoch:
+    """Documents for a language model, cut and packed anew."""
+    rows = pack(cut_documents(stream.offsets[:-1], np.diff(stream.offsets), config.length, rng), config.length, rng)
+    return PackedEpoch(rows, config, lambda chosen, count: fill(stream, rows, chosen, count, config.length))
 
 
 class PackedText(Batches):
@@ -247,7 +268,7 @@ class PackedText(Batches):
         return [{name: ArraySpec(shape, "int32") for name in ARRAYS}]
 
     def make_epoch(self, index: int) -> PackedEpoch:
-        return PackedEpoch(self._stream, self._config, np.random.default_rng((self._seed, index)))
+        return packed_epoch(self._stream, self._config, np.random.default_rng((self._seed, index)))
 
     def describe(self) -> str:
         made = self.epoch(0)

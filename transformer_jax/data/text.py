@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,9 +98,18 @@ class TextDataset:
       report: for each split the number of "documents", "characters" and "bytes" (UTF-8).
     """
 
-    splits: Mapping[str, Documents]
+    splits: Mapping[str, Iterable[str]]
     digest: str
     report: Mapping[str, Mapping[str, int]]
+
+
+def in_memory(documents: Sequence[str]) -> TextDataset:
+    """Documents at hand as a training split."""
+    digest = hashlib.sha256()
+    for document in documents:
+        content = document.encode()
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return TextDataset({"train": documents}, digest.hexdigest(), {})
 
 
 def load_text(config: TextDatasetConfig) -> TextDataset:

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -112,16 +112,7 @@ def open_text_files(path: str, splits: Mapping[str, str]) -> TextFiles:
     Raises:
       UserError: no training file is named, or a name matches no file.
     """
-    folder = Path(path).expanduser()
-    if path and not folder.is_dir():
-        raise UserError(f"dataset.path is {path!r}: there is no such folder")
-    files: dict[str, list[Path]] = {}
-    for split, names in splits.items():
-        for name in filter(None, (name.strip() for name in names.split(","))):
-            matching = sorted(file for file in folder.glob(name) if file.is_file()) if "*" in name else [folder / name]
-            if not matching or not matching[0].is_file():
-                raise UserError(f"dataset.{split} names {folder / name}, which is no file: check dataset.path too")
-            files.setdefault(split, []).extend(matching)
+    files = {split: find_files(path, split, names) for split, names in splits.items() if names}
     if "train" not in files:
         raise UserError("dataset.train is empty: name the training files, for example dataset.train='books/*.txt'")
 
@@ -131,6 +122,23 @@ def open_text_files(path: str, splits: Mapping[str, str]) -> TextFiles:
 
     made = {split: partial(texts, split) for split in files}
     return TextFiles(variant=content_hash(files), splits=made, features=FEATURES)
+
+
+def find_files(path: str, split: str, names: str) -> list[Path]:
+    """The files that ``names``, names or patterns with commas between, mean in the folder ``path``; "" is the current.
+
+    Raises: UserError for a folder or a file that there is not.
+    """
+    folder = Path(path).expanduser()
+    if path and not folder.is_dir():
+        raise UserError(f"dataset.path is {path!r}: there is no such folder")
+    files: list[Path] = []
+    for name in filter(None, (name.strip() for name in names.split(","))):
+        matching = sorted(file for file in folder.glob(name) if file.is_file()) if "*" in name else [folder / name]
+        if not matching or not matching[0].is_file():
+            raise UserError(f"dataset.{split} names {folder / name}, which is no file: check dataset.path too")
+        files.extend(matching)
+    return files
 
 
 def read_text(file: Path) -> str:
@@ -151,22 +159,27 @@ def open_tfds_text(name: str, path: str, feature: str) -> tfds.core.DatasetBuild
     Raises:
       UserError: TFDS knows no such dataset, or it has no such text.
     """
-    # TFDS finds these builders only once their modules are imported.
-    for module in pkgutil.iter_modules(tensorflow_datasets.text.__path__, "tensorflow_datasets.text."):
-        if not module.name.endswith("_test"):
-            importlib.import_module(module.name)
-    try:
-        builder = tfds.builder(name, data_dir=path or str(cache_directory() / "datasets"))
-    except registered.DatasetNotFoundError as error:
-        known = [*OWN, *registered.list_imported_builders()]
-        near = difflib.get_close_matches(name.split("/")[0], known, n=3) or OWN
-        raise UserError(
-            f"dataset.name is {name!r}, neither {', '.join(OWN)} nor a TFDS dataset. Did you mean {' or '.join(near)}?"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"dataset.name is {name!r}, which TFDS cannot build: {error}") from error
+    builder = open_tfds(name, path, OWN)
     features = builder.info.features or {}
     texts = [key for key, value in features.items() if isinstance(value, tfds.features.Text)]
     if feature not in texts:
         raise UserError(f"dataset.feature is {feature!r}, but the texts of {name} are {', '.join(texts) or 'none'}")
     return builder
+
+
+def open_tfds(name: str, path: str, own: Sequence[str]) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of a text dataset. Raises: UserError with the nearest names, ``own`` among them."""
+    # TFDS finds these builders only once their modules are imported.
+    for module in pkgutil.iter_modules(tensorflow_datasets.text.__path__, "tensorflow_datasets.text."):
+        if not module.name.endswith("_test"):
+            importlib.import_module(module.name)
+    try:
+        return tfds.builder(name, data_dir=path or str(cache_directory() / "datasets"))
+    except registered.DatasetNotFoundError as error:
+        known = [*own, *registered.list_imported_builders()]
+        near = difflib.get_close_matches(name.split("/")[0], known, n=3) or own
+        raise UserError(
+            f"dataset.name is {name!r}, neither {', '.join(own)} nor a TFDS dataset. Did you mean {' or '.join(near)}?"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"dataset.name is {name!r}, which TFDS cannot build: {error}") from error

@@ -1,6 +1,7 @@
 """Text to ids and back without losing a character: characters, bytes, byte-level BPE, SentencePiece with byte fallback.
 
 Unlike the tokenizers of sentence pairs these keep white space as it is: a language model writes lines and indentation.
+WordPiece does not, and is for encoders, which only read.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import sentencepiece
 
@@ -29,7 +30,9 @@ from transformer_jax.data.tokenizers import (
     PAD,
     TRAINING_THREADS,
     UNK,
+    Tokenizer,
 )
+from transformer_jax.data.wordpiece import MASK, WordPieceTokenizer
 from transformer_jax.errors import UserError
 
 FORMAT = 1
@@ -43,13 +46,14 @@ class TextTokenizerConfig:
 
     Attributes:
       kind: `character` (those of the training text; others are unknown), `byte` (UTF-8), `bpe` or `unigram`
-        (SentencePiece; what it has no piece for is written in bytes), `byte_bpe` (byte-level BPE, as GPT-2's).
+        (SentencePiece; what it has no piece for is written in bytes), `byte_bpe` (byte-level BPE, as GPT-2's), or, for
+        encoders, `wordpiece` and `wordpiece_cased` (BERT's: words between single spaces, the first in lower case).
       vocab_size: number of ids, the four special ones included. With characters the most there may be, the most
         frequent first; bytes have 260.
       character_coverage: SentencePiece only: share of the characters of the training text that get a piece.
     """
 
-    kind: Literal["character", "byte", "bpe", "unigram", "byte_bpe"]
+    kind: Literal["character", "byte", "bpe", "unigram", "byte_bpe", "wordpiece", "wordpiece_cased"]
     vocab_size: int
     character_coverage: float
 
@@ -82,6 +86,24 @@ class TextTokenizer(Protocol):
 
     def serialize(self) -> bytes:
         """What has to be kept of this tokenizer."""
+
+
+class Marks(NamedTuple):
+    """The ids that an encoder's input has besides those of text: [CLS], [SEP] and [MASK] (Devlin et al. 2019)."""
+
+    first: int
+    end: int
+    mask: int
+
+
+def marks_of(tokenizer: "TextTokenizer | Tokenizer") -> Marks:
+    """[CLS] is BOS, [SEP] is EOS, and [MASK] is one more id than the tokenizer has, unless it has one itself."""
+    return Marks(BOS, EOS, MASK if isinstance(tokenizer, WordPieceTokenizer) else tokenizer.vocab_size)
+
+
+def ids_with_mask(tokenizer: "TextTokenizer | Tokenizer") -> int:
+    """How many ids there are, [MASK] among them: rows of an encoder's table of embeddings."""
+    return max(tokenizer.vocab_size, marks_of(tokenizer).mask + 1)
 
 
 def _plain(row: Sequence[int]) -> list[int]:
@@ -158,6 +180,8 @@ def _make(kind: str, content: bytes) -> TextTokenizer:
         return CharacterTokenizer(content.decode("utf-8", "surrogatepass"))
     if kind == "byte_bpe":
         return ByteLevelTokenizer(content)
+    if kind in ("wordpiece", "wordpiece_cased"):
+        return WordPieceTokenizer(content)
     return ExactByteTokenizer() if kind == "byte" else PieceTokenizer(content, kind)
 
 
@@ -219,6 +243,8 @@ def train_text_tokenizer(dataset: TextDataset, config: TextTokenizerConfig) -> T
                 made: TextTokenizer = CharacterTokenizer("".join(sorted(chosen)))
             elif config.kind == "byte_bpe":
                 made = ByteLevelTokenizer.train(_lines(dataset), config.vocab_size)
+            elif config.kind in ("wordpiece", "wordpiece_cased"):
+                made = WordPieceTokenizer.train(_lines(dataset), config.vocab_size, config.kind == "wordpiece")
             else:
                 made = PieceTokenizer(_train_pieces(dataset, config), config.kind)
             directory.parent.mkdir(exist_ok=True)

@@ -66,7 +66,7 @@ def trace(search: Any, params: Params, source: Sequence[int], config: DecodingCo
     steps: list[list[Alive]] = []
     for tokens, log_probs, active in zip(*taken, strict=True):
         # At the last position nothing may go on.
-        kept = np.flatnonzero(np.isfinite(log_probs)) if active else []
+        kept: Any = np.flatnonzero(np.isfinite(log_probs)) if active else []
         if not len(kept):
             break
         before = {one.tokens: i for i, one in enumerate(steps[-1])} if steps else {}

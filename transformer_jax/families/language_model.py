@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from transformer_jax.config import build
 from transformer_jax.data.batches import EvaluationBatch
 from transformer_jax.data.packing import PackedText, PackingConfig, cached_stream, evaluation_batches
-from transformer_jax.data.text import TextDatasetConfig, load_text
+from transformer_jax.data.text import TextDataset, TextDatasetConfig, load_text
 from transformer_jax.data.text_tokenizers import (
+    TextTokenizer,
     TextTokenizerConfig,
     load_text_tokenizer,
     save_text_tokenizer,
@@ -56,6 +57,8 @@ class LanguageModelRunConfig(RunConfig):
     def check(self) -> None:
         if "vocab_size" in self.model:
             raise UserError("model.vocab_size is set by the tokenizer; remove it and set tokenizer.vocab_size.")
+        if self.tokenizer.kind.startswith("wordpiece"):
+            raise UserError("tokenizer.kind='wordpiece' loses white space, which a language model writes; take 'bpe'.")
         model = model_config(self, self.tokenizer.vocab_size)
         if self.batching.length > model.max_length:
             raise UserError(
@@ -99,23 +102,34 @@ class LanguageModelEvaluator:
         yield "evaluation_seconds", time.monotonic() - begin
 
 
-def prepare(config: LanguageModelRunConfig, run: RunDirectory | None) -> Experiment:
-    """Reads the text, takes the run's tokenizer or trains it, and packs the documents."""
-    dataset = load_text(config.dataset)
+def text_and_tokenizer(
+    config: TextDatasetConfig, tokenizer_config: TextTokenizerConfig, run: RunDirectory | None
+) -> tuple[TextDataset, TextTokenizer]:
+    """Reads the text, and takes the run's tokenizer or trains it; both are pinned in the run.
+
+    Raises: UserError for text without a validation split.
+    """
+    dataset = load_text(config)
     if "validation" not in dataset.splits:
         raise UserError(
-            f"{config.dataset.name} has no validation split, by which training is judged; it has "
+            f"{config.name} has no validation split, by which training is judged; it has "
             f"{', '.join(dataset.splits)}. Set dataset.validation."
         )
     if run is not None and run.tokenizer.is_dir():
         tokenizer = load_text_tokenizer(run.tokenizer)
     else:
-        tokenizer = train_text_tokenizer(dataset, config.tokenizer)
+        tokenizer = train_text_tokenizer(dataset, tokenizer_config)
         if run is not None:
             save_text_tokenizer(tokenizer, run.tokenizer)
     if run is not None:
         run.pin("data", dataset.digest)
         run.pin("tokenizers", tokenizer_digest(tokenizer))
+    return dataset, tokenizer
+
+
+def prepare(config: LanguageModelRunConfig, run: RunDirectory | None) -> Experiment:
+    """Reads the text, takes the run's tokenizer or trains it, and packs the documents."""
+    dataset, tokenizer = text_and_tokenizer(config.dataset, config.tokenizer, run)
     task = make_task(config, tokenizer.vocab_size)
 
     def make_evaluator(mesh: Mesh) -> LanguageModelEvaluator:

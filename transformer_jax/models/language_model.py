@@ -8,14 +8,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array
 
 from transformer_jax.models.attention import MASKED
-from transformer_jax.models.layers import UNLIKELY, Embedding, Seeds, dropout, linear_logits
+from transformer_jax.models.layers import UNLIKELY, Embedding, Seeds, draw_normal, dropout, linear_logits, need
 from transformer_jax.models.positions import sinusoidal
-from transformer_jax.models.seq2seq import BOS_ID, EOS_ID, PAD_ID, UNK_ID, need
 from transformer_jax.models.taps import Network, tap
+from transformer_jax.models.tokens import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, plain, unroll
 
 
@@ -183,18 +182,7 @@ def initial_parameters(model: LanguageModel, rng: Array) -> Any:
     boxed = model.init(rng, jnp.ones((1, 2), jnp.int32))["params"]
     if c.initializer == "xavier":
         return boxed
-
-    def draw(path: Any, box: Any) -> Any:
-        names = [key.key for key in path]
-        if names[-1] not in ("kernel", "embedding"):
-            return box
-        std = 0.02 / (2 * c.num_layers) ** 0.5 if names[-2] == "output" else 0.02
-        key = jax.random.fold_in(rng, next(count))
-        return box.replace_boxed(std * jax.random.normal(key, box.value.shape))
-
-    count = iter(range(1 << 30))
-    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
-    return jax.tree_util.tree_map_with_path(draw, boxed, is_leaf=is_box)
+    return draw_normal(boxed, rng, 0.02, output_std=0.02 / (2 * c.num_layers) ** 0.5)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Shapes are written in the house notation: B batch, T target length, S source len
 G key/value heads, K head_dim, F d_ff, V vocabulary.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -14,12 +15,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from transformer_jax.errors import UserError
+
 Axes = tuple[str | None, ...]
 Seeds = Array | None
 """Dropout seeds: uint32[B], one a row, or None for a deterministic pass."""
 
 UNLIKELY = -1e4
 """The bias of a token that is never to be likely: its probability is zero, yet means over logits stay sensible."""
+
+
+def need(ok: bool, message: str) -> None:
+    """Raises: UserError with the message unless ``ok``."""
+    if not ok:
+        raise UserError(f"model: {message}")
 
 
 def at_use(variables: Any, dtype: str) -> Any:
@@ -103,6 +112,26 @@ class Embedding(nn.Module):
         shape = (self.vocab_size, self.features)
         table: Any = self.param("embedding", nn.with_logical_partitioning(init, self.axes), shape)
         return table
+
+
+def draw_normal(boxed: Any, rng: Array, std: float, output_std: float) -> Any:
+    """Parameters boxed with their axis names, with every kernel and table drawn anew from N(0, std²).
+
+    Args: output_std: for the kernels called "output", which end a residual branch.
+    """
+    count = iter(range(1 << 30))
+
+    def draw(path: Any, box: Any) -> Any:
+        names = [key.key for key in path]
+        if names[-1] not in ("kernel", "embedding"):
+            return box
+        key = jax.random.fold_in(rng, next(count))
+        return box.replace_boxed(
+            (output_std if names[-2] == "output" else std) * jax.random.normal(key, box.value.shape)
+        )
+
+    is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+    return jax.tree_util.tree_map_with_path(draw, boxed, is_leaf=is_box)
 
 
 class OutputBias(nn.Module):
@@ -195,6 +224,21 @@ def fold_in(seeds: Seeds, value: int | str | Array) -> Seeds:
     return mix(seeds + mix(jnp.asarray(salt, jnp.uint32) + jnp.uint32(0x9E3779B9)))
 
 
+def random_bits(seeds: Array, site: str, shape: tuple[int, ...]) -> Array:
+    """uint32[B, *shape] from a hash of (row seed, site, position in the row), and of nothing else."""
+    row = fold_in(seeds, site)
+    assert row is not None
+    row = row.reshape(-1, *(1,) * len(shape))
+    position = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(1, *shape)
+    # A multiplier of each row's own, so that no two rows' streams are shifted copies of each other.
+    return mix(position * (mix(row) | jnp.uint32(1)) + row)
+
+
+def uniform(seeds: Array, site: str, shape: tuple[int, ...]) -> Array:
+    """float32[B, *shape] between 0 and 1, neither of which it is, from `random_bits`."""
+    return (random_bits(seeds, site, shape) >> 9).astype(jnp.float32) * 2.0**-23 + 2.0**-24
+
+
 def dropout(x: Array, seeds: Seeds, site: str, rate: float) -> Array:
     """Inverted dropout (Srivastava et al. 2014) with masks from a hash of (row seed, site, position in the row).
 
@@ -203,12 +247,7 @@ def dropout(x: Array, seeds: Seeds, site: str, rate: float) -> Array:
     """
     if seeds is None or rate == 0.0:
         return x
-    row = fold_in(seeds, site)
-    assert row is not None
-    row = row.reshape(-1, *(1,) * (x.ndim - 1))
-    position = jax.lax.iota(jnp.uint32, x[0].size).reshape(1, *x.shape[1:])
-    # A multiplier of each row's own, so that no two rows' streams are shifted copies of each other.
-    bits = mix(position * (mix(row) | jnp.uint32(1)) + row)
+    bits = random_bits(seeds, site, x[0].shape)
     keep = bits >= jnp.uint32(round(rate * 2**32))
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
 

@@ -17,10 +17,11 @@ from flax import linen as nn
 from jax import Array
 
 from transformer_jax.models.attention import MASKED
-from transformer_jax.models.layers import Seeds, Weights, at_use, dropout, fold_in
+from transformer_jax.models.layers import Seeds, Weights, at_use, dropout, fold_in, need
 from transformer_jax.models.recurrence import Lstm, LstmWeights, Product, Run, direct, lstm, run_side_by_side, scan
-from transformer_jax.models.seq2seq import PAD_ID, Seq2Seq, Tying, check_tying, need, shifted
+from transformer_jax.models.seq2seq import Seq2Seq, Tying, check_tying, shifted
 from transformer_jax.models.taps import COLLECTION, edit_step, tap, tapped
+from transformer_jax.models.tokens import PAD_ID
 
 Cache = dict[str, Any]
 Params = Any

@@ -6,20 +6,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from transformer_jax.errors import UserError
-from transformer_jax.models.layers import Embedding, OutputBias, Seeds, dropout, linear_logits
+from transformer_jax.models.layers import Embedding, OutputBias, Seeds, dropout, linear_logits, need
 from transformer_jax.models.taps import Network, tap
-
-PAD_ID, EOS_ID, UNK_ID, BOS_ID = 0, 1, 2, 3
+from transformer_jax.models.tokens import BOS_ID
 
 Tying = Literal["none", "source_target", "target_output", "all"]
 """Which of the tables of source tokens, target tokens and the output are one."""
-
-
-def need(ok: bool, message: str) -> None:
-    """Raises: UserError with the message unless ``ok``."""
-    if not ok:
-        raise UserError(f"model: {message}")
 
 
 def check_tying(config: Any) -> None:

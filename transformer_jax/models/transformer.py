@@ -5,7 +5,9 @@ The paper's own choices (Vaswani et al. 2017) are the defaults.
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -14,10 +16,11 @@ from flax import linen as nn
 from jax import Array
 
 from transformer_jax.models.attention import MASKED, MultiHeadAttention
-from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in, product
+from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in, need, product
 from transformer_jax.models.positions import RelativeBias, alibi, sinusoidal
-from transformer_jax.models.seq2seq import PAD_ID, Seq2Seq, Tying, check_tying, need, shifted
+from transformer_jax.models.seq2seq import Seq2Seq, Tying, check_tying, shifted
 from transformer_jax.models.taps import COLLECTION, tap
+from transformer_jax.models.tokens import PAD_ID
 
 Params = Any
 Cache = dict[str, Any]
@@ -39,7 +42,7 @@ class BlockConfig:
     norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
     norm_epsilon: float = 1e-6
     positions: Literal["sinusoidal", "learned", "rotary", "relative", "alibi", "none"] = "sinusoidal"
-    activation: Literal["relu", "gelu", "silu", "reglu", "geglu", "swiglu"] = "relu"
+    activation: Literal["relu", "gelu", "gelu_exact", "silu", "reglu", "geglu", "swiglu"] = "relu"  # ACTIVATIONS
     attention_bias: bool = False
     attention_implementation: Literal["plain", "xla", "cudnn"] = "plain"  # ours, or one of jax.nn's; cudnn is fused
     feed_forward_bias: bool = True
@@ -137,6 +140,17 @@ def plain(config: AnyBlocks) -> AnyBlocks:
     return dataclasses.replace(config, scan_layers=False, remat="none", attention_implementation="plain")
 
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,  # by its tanh approximation, as GPT-2's
+    "gelu_exact": partial(nn.gelu, approximate=False),  # by the error function, as BERT's
+    "silu": nn.silu,
+    "reglu": nn.relu,
+    "geglu": nn.gelu,
+    "swiglu": nn.silu,
+}
+
+
 class FeedForward(nn.Module):
     """max(0, x·W1 + b1)·W2 + b2 (section 3.3), or another activation, or a gated unit (Shazeer 2020).
 
@@ -149,9 +163,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array, seeds: Seeds) -> Array:
         c = self.config
         gated = c.activation.endswith("glu")
-        act = {"re": nn.relu, "ge": nn.gelu, "si": nn.silu, "swi": nn.silu}[
-            c.activation[:-3] if gated else c.activation[:2]
-        ]
+        act = ACTIVATIONS[c.activation]
         shape, axes = (
             ((c.d_model, 2, c.d_ff), ("embed", "gate", "mlp")) if gated else ((c.d_model, c.d_ff), ("embed", "mlp"))
         )
@@ -284,6 +296,8 @@ norms; the products with weights; its input alone. With "none", no policy: every
 class Stack(nn.Module):
     """A stack of layers, unrolled (``layer_0``, ``layer_1`` …) or scanned (``layers``, parameters stacked).
 
+    With ``own_bias`` the bias that it is called with has a leading axis of layers, each of which is given its own.
+
     Point: ``output`` [B, T, D], after the last norm.
     """
 
@@ -291,6 +305,7 @@ class Stack(nn.Module):
     num_layers: int
     causal: bool
     has_memory: bool
+    own_bias: bool = False
 
     def setup(self) -> None:
         c = self.config
@@ -301,12 +316,12 @@ class Stack(nn.Module):
         if c.remat != "none":
             layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
         if c.scan_layers:
-            broadcast = (nn.broadcast,) * 5
+            broadcast = (nn.broadcast,) * 4
             self.layers = nn.scan(
                 layer,
                 variable_axes={"params": 0, COLLECTION: 0},
                 split_rngs={"params": True},
-                in_axes=(0, *broadcast),
+                in_axes=(0, 0 if self.own_bias else nn.broadcast, *broadcast),
                 length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(c, self.has_memory)
@@ -339,12 +354,12 @@ class Stack(nn.Module):
             terms.append(jnp.where(distance <= 0, 0.0, MASKED))
         self_bias: Any = sum(term for term in terms if term is not None)
         rotations = positions if c.positions == "rotary" else None
-        shared = (self_bias, memory, cross_bias, rotations, seeds)
+        shared = (memory, cross_bias, rotations, seeds)
         if c.scan_layers:
-            x, _ = self.layers(x, jnp.arange(self.num_layers, dtype=jnp.uint32), *shared)
+            x, _ = self.layers(x, jnp.arange(self.num_layers, dtype=jnp.uint32), self_bias, *shared)
         else:
             for i, layer in enumerate(self.unrolled()):
-                x, _ = layer(x, i, *shared)
+                x, _ = layer(x, i, self_bias[i] if self.own_bias else self_bias, *shared)
         return self.finish(x)
 
     def finish(self, x: Array) -> Array:

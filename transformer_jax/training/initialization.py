@@ -28,12 +28,26 @@ class InitializeConfig:
 
     run: str  # the other run's directory; "": none
     checkpoint: str  # best, latest, or a step
-    parameters: tuple[str, ...]  # patterns of paths in the parameter tree: "encoder/*"; one that matches is enough
+    parameters: tuple[str, ...]  # patterns of paths: "encoder/*"; "a/*=b/*": called b there
     tokenizer: bool  # take its tokenizers too, which the embeddings mean something with only
 
     def __post_init__(self) -> None:
         if self.run and not self.parameters:
             raise UserError("initialize.parameters is empty: give patterns of parameter paths, ('*',) for all.")
+        for pattern in self.parameters:
+            parts = pattern.split("=")
+            if len(parts) > 2 or (len(parts) == 2 and not all(p.count("*") == 1 and p.endswith("*") for p in parts)):
+                raise UserError(
+                    f"initialize.parameters has {pattern!r}; with a name of its own there, a pattern is HERE/*=THERE/*."
+                )
+
+    def path_there(self, path: str) -> str | None:
+        """What a parameter of the new run is called in the other one, by the first pattern that matches, if any."""
+        for pattern in self.parameters:
+            here, _, there = pattern.partition("=")
+            if fnmatchcase(path, here):
+                return there[:-1] + path[len(here) - 1 :] if there else path
+        return None
 
 
 @dataclass(frozen=True)
@@ -71,16 +85,17 @@ def take(config: InitializeConfig, wanted: Any, there: Any, foreign: set[str]) -
     taken: dict[str, np.ndarray] = {}
     left_out, not_taken = [], {}
     for path, leaf in _by_path(wanted).items():
-        if not any(fnmatchcase(path, pattern) for pattern in config.parameters):
+        there_called = config.path_there(path)
+        if there_called is None:
             left_out.append(path)
-        elif path not in source:
+        elif there_called not in source:
             not_taken[path] = "not in that run"
-        elif source[path].shape != leaf.shape:
-            not_taken[path] = f"shape {source[path].shape} there, {leaf.shape} here"
+        elif source[there_called].shape != leaf.shape:
+            not_taken[path] = f"shape {source[there_called].shape} there, {leaf.shape} here"
         elif path in foreign:
             not_taken[path] = "another vocabulary"
         else:
-            taken[path] = np.asarray(source[path])
+            taken[path] = np.asarray(source[there_called])
     report = Report(config.run, tuple(taken), tuple(left_out), not_taken)
     if not taken:
         paths = ", ".join(list(_by_path(wanted))[:5])
@@ -99,7 +114,7 @@ def initialize(
     Raises: UserError when that run or its checkpoint is not there, or nothing of it can be taken.
     """
     other = RunDirectory.open(config.run)
-    there = _read(config, other)
+    there = read_parameters(other, config.checkpoint, "initialize.checkpoint")
     foreign = set()
     if digests(run.tokenizer) != digests(other.tokenizer):
         boxes = _by_path(jax.eval_shape(task.init, jax.random.key(0)), is_leaf=lambda x: hasattr(x, "names"))
@@ -131,24 +146,27 @@ def adopt_tokenizer(config: InitializeConfig, run: RunDirectory) -> None:
         unfinished.rename(run.tokenizer)
 
 
-def _read(config: InitializeConfig, other: RunDirectory) -> Any:
-    """The parameters of the chosen checkpoint; of the best one those that were evaluated."""
+def read_parameters(other: RunDirectory, choice: str, key: str) -> Any:
+    """The parameters of a run's checkpoint "best", "latest" or a step; of the best one those that were evaluated.
+
+    Args: key: where the choice is from.
+    Raises: UserError when there is none such; names the key, and the steps that there are.
+    """
     metric = other.config["evaluation"]["metric"]
     with Checkpoints(other.checkpoints, best_metric=metric, best_mode=best_mode(metric)) as checkpoints:
         best, latest = checkpoints.best_step(), checkpoints.latest_step()
-        if config.checkpoint == "best" and best is not None:
+        if choice == "best" and best is not None:
             weights = other.config["evaluation"]["weights"]
             parts = [EVALUATED, *(["ema_params"] if weights == "ema" else []), "params"]
             there = checkpoints.parts(best)
             return checkpoints.restore_parameters(best, next(part for part in parts if part in there))
-        if config.checkpoint in ("best", "latest") and latest is not None:
+        if choice in ("best", "latest") and latest is not None:
             return checkpoints.restore_parameters(latest)
-        if config.checkpoint.isdecimal():
-            return checkpoints.restore_parameters(int(config.checkpoint))
-    raise UserError(
-        f"initialize.checkpoint={config.checkpoint!r}: {other.path} has the steps {checkpoints.steps()}; give best, "
-        "latest or one of them."
-    )
+        if choice.isdecimal() and int(choice) in checkpoints.steps():
+            return checkpoints.restore_parameters(int(choice))
+        raise UserError(
+            f"{key}={choice!r}: {other.path} has the steps {checkpoints.steps()}; give best, latest or one of them."
+        )
 
 
 def put(state: TrainState, taken: dict[str, np.ndarray], optimizer: optax.GradientTransformation) -> TrainState:

@@ -52,7 +52,14 @@ from transformer_jax.training.step import (
 )
 from transformer_jax.training.window import CompileCounter, Step, Window
 
-MADE_FIRST = ("config.json", "environment.json", "pinned.json", "initialization.json", tracking.RECORD)
+MADE_FIRST = (
+    "config.json",
+    "environment.json",
+    "pinned.json",
+    "initialization.json",
+    "labels.json",
+    tracking.RECORD,
+)
 
 
 OnEvaluation = Callable[[int, Mapping[str, float]], bool]

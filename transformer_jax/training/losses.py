@@ -121,6 +121,22 @@ def _cross_entropy_backward(label_smoothing: float, chunk: int, residual: Any, c
 summed_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
+def count_correct(hidden: Array, table: Array, targets: Array, weights: Array, chunk: int) -> Array:
+    """Of how many rows the target has the largest logit: float32[]. Arguments as for `summed_cross_entropy`."""
+    order = jnp.argsort(weights == 0, stable=True)
+    pad = lambda x: jnp.pad(x[order], ((0, -x.shape[0] % chunk), *((0, 0),) * (x.ndim - 1)))
+    h, t, w = pad(hidden), pad(targets), pad(weights)
+    kernel = table.astype(hidden.dtype)
+
+    def body(i: Array, count: Array) -> Array:
+        part, wanted, weight = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (h, t, w))
+        z = jnp.dot(part, kernel.T, preferred_element_type=jnp.float32)
+        return count + jnp.sum(weight * (jnp.argmax(z, axis=-1) == wanted))
+
+    chunks = jnp.ceil(jnp.sum(weights) / chunk).astype(jnp.int32)
+    return jax.lax.fori_loop(0, chunks, body, jnp.zeros(()))
+
+
 def in_chunks(rows_loss: Callable[..., tuple[Array, Sums]], chunk: int) -> Callable[..., tuple[Array, Sums]]:
     """Sums a loss over chunks of rows, forming its gradients on the way forward.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transformer_jax.training.tracking import Tracker
 
-LOWER_IS_BETTER = ("loss", "nll", "perplexity", "bits_per_byte")
+LOWER_IS_BETTER = ("loss", "nll", "image_nll", "perplexity", "bits_per_byte", "error")
 
 
 def best_mode(metric: str) -> Literal["max", "min"]:

@@ -148,8 +148,11 @@ def make_train_step(
 
     def gradients(params: Any, batch: Batch, step: Array) -> tuple[Sums, Any]:
         rows = jax.tree.leaves(batch)[0].shape[0]
+        by_rows = NamedSharding(mesh, BATCH)
         seeds = row_seeds(seed, step, jnp.arange(rows, dtype=jnp.uint32))
-        return gradients_of(params, batch, jax.lax.with_sharding_constraint(seeds, NamedSharding(mesh, BATCH)))
+        steps = jnp.broadcast_to(step, rows)  # for losses that change as training goes on
+        seeds, steps = jax.lax.with_sharding_constraint((seeds, steps), by_rows)
+        return gradients_of(params, {**batch, "step": steps}, seeds)
 
     def update(state: TrainState, sums: Sums, gradients: Any) -> tuple[TrainState, dict[str, Array]]:
         tokens = jnp.maximum(sums["tokens"], 1.0)

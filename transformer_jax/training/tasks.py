@@ -9,7 +9,8 @@ from jax import Array
 
 from transformer_jax.errors import UserError
 from transformer_jax.models.layers import Seeds, fold_in, widened
-from transformer_jax.models.seq2seq import PAD_ID, Seq2Seq
+from transformer_jax.models.seq2seq import Seq2Seq
+from transformer_jax.models.tokens import PAD_ID
 from transformer_jax.training.losses import Sums, consistent_rows, in_chunks, summed_cross_entropy
 
 Batch = dict[str, Any]
@@ -45,7 +46,7 @@ class Task(Protocol):
     def loss(self, params: Any, batch: Batch, seeds: Seeds) -> tuple[Array, Sums]:
         """The summed loss of a batch, and sums, among them ``loss`` and ``tokens``, its count.
 
-        Seeds None: evaluation.
+        In training the batch has the optimizer's "step" besides its own arrays, int32[B]. Seeds None: evaluation.
         """
         ...
 

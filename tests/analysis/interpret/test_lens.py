@@ -8,7 +8,8 @@ from tests.analysis.made_runs import FAMILIES, translation_run
 from transformer_jax.analysis.interpret.contributions import contributions
 from transformer_jax.analysis.interpret.lens import logit_lens
 from transformer_jax.analysis.interpret.removal import skip
-from transformer_jax.analysis.interventions import ablate
+from transformer_jax.analysis.interventions import ablate, scale
+from transformer_jax.errors import UserError
 
 TEXT = ("one two", "eins")
 
@@ -49,6 +50,12 @@ def test_parts_sum_to_the_logits(placement, norm):
     difference = contributions(run, *TEXT, against=other)
     np.testing.assert_allclose(difference.values.sum(0), logits[at, target] - logits[at, other], rtol=1e-4, atol=2e-4)
     assert difference.plot().axes
+
+
+def test_logits_that_are_not_read_off_the_stream_have_no_parts():
+    run = translation_run().intervene({"logits": scale(2.0)})
+    with pytest.raises(UserError, match="they have no parts"):
+        contributions(run, *TEXT)
 
 
 def test_a_sublayer_that_gives_nothing_contributes_nothing():

@@ -3,35 +3,67 @@
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from transformer_jax.analysis.translation import TranslationRun
+from transformer_jax.analysis.capture import Inputs
+from transformer_jax.analysis.run import Run
 
 KINDS = {
     "encoder": "encoder/layer_*/self_attention/weights",
     "decoder": "decoder/layer_*/self_attention/weights",
     "cross": "decoder/layer_*/cross_attention/weights",
 }
+TITLES = {
+    "encoder": "Encoder self-attention: rows look at columns",
+    "decoder": "Decoder self-attention: to predict a row, the model looks at columns",
+    "cross": "Cross-attention: to predict a row, the model looks at columns",
+}
 
 
-def attention_maps(run: TranslationRun, source: str, target: str) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
-    """Attention weights under teacher forcing.
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Where every layer and head looks in one text, or pair of texts.
 
-    Returns: ``maps``, with "encoder" float32[L, H, S, S], "decoder" float32[L, H, T, T] and "cross"
-      float32[L, H, T, S] for L layers and H heads, rows the queries, those of them that the network has; the source
-      pieces (S); and the target pieces that are predicted (T). Row t of the decoder's maps is where the model looks to
-      predict piece t.
-    Raises: UserError for a network without attention.
+    Attributes:
+      maps: by kind, of those that the network has, float32[L, H, rows, columns] for L layers and H heads: "encoder",
+        "decoder", "cross". A row is a query, and sums to one.
+      rows, columns: by kind, names of tokens. Of a decoder's maps rows are the tokens that are predicted there, columns
+        of "decoder" those that have been read.
     """
-    inputs = run.inputs([source], [target])
+
+    maps: dict[str, np.ndarray]
+    rows: dict[str, list[str]]
+    columns: dict[str, list[str]]
+
+    def plot(self, kind: str) -> Figure:
+        """One panel a layer and head."""
+        return plot_attention(self.maps[kind], self.rows[kind], self.columns[kind], TITLES[kind])
+
+
+def attention_maps(run: Run, *texts: str) -> AttentionMaps:
+    """The weights of all attentions in teacher forcing, for a text, or a source and a target."""
+    inputs = run.inputs(*([text] for text in texts))
     found = run.capture_inputs(inputs, ["*/weights"])
-    there = {kind: pattern for kind, pattern in KINDS.items() if fnmatch.filter(found, pattern)}
-    maps = {kind: stacked(found, pattern)[0] for kind, pattern in there.items()}
-    source_pieces, target_pieces = run.pieces(inputs)
-    return maps, source_pieces, target_pieces
+    pieces = run.pieces(inputs)
+    maps, rows, columns = {}, {}, {}
+    for kind, pattern in KINDS.items():
+        if names := fnmatch.filter(found, pattern):
+            row_side, column_side = (side or 0 for side in run.sides(names[0]))
+            maps[kind], columns[kind] = stacked(found, pattern)[0], pieces[column_side]
+            rows[kind] = pieces[row_side] if kind == "encoder" else predicted_names(run, inputs)
+            if kind == "decoder":
+                (read,) = (name for name in run.points if name in ("embeddings", "target_embeddings"))
+                columns[kind] = run.read_pieces(read, inputs)
+    return AttentionMaps(maps, rows, columns)
+
+
+def predicted_names(run: Run, inputs: Inputs) -> list[str]:
+    """Names of the tokens that the positions of the first row are to predict, "" where there is none."""
+    return [run.token_names([token])[0] if token else "" for token in run.predicted(inputs)[0].tolist()]
 
 
 def stacked(activations: Mapping[str, np.ndarray], pattern: str) -> np.ndarray:
@@ -78,27 +110,11 @@ def plot_maps(
     return figure
 
 
-def save_attention_figures(run: TranslationRun, source: str, target: str, folder: Path) -> list[Path]:
-    """Writes encoder.png, decoder.png and cross.png of a sentence pair, those that there are; returns their paths."""
-    maps, source_pieces, target_pieces = attention_maps(run, source, target)
-    inputs = run.read_pieces("target_embeddings", run.inputs([source], [target]))
-    labels = {
-        "encoder": (source_pieces, source_pieces, "Encoder self-attention: rows look at columns"),
-        "decoder": (
-            target_pieces,
-            inputs,
-            "Decoder self-attention: to predict a row, the model looks at columns",
-        ),
-        "cross": (
-            target_pieces,
-            source_pieces,
-            "Cross-attention: to predict a row, the model looks at columns",
-        ),
-    }
+def save_attention_figures(run: Run, *texts: str, folder: Path) -> list[Path]:
+    """Writes a figure of each kind of attention, encoder.png, decoder.png and cross.png; returns their paths."""
+    found = attention_maps(run, *texts)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for kind in maps:
-        path = folder / f"{kind}.png"
-        plot_attention(maps[kind], *labels[kind]).savefig(path, dpi=110)
-        paths.append(path)
-    return paths
+    paths = {kind: folder / f"{kind}.png" for kind in found.maps}
+    for kind, path in paths.items():
+        found.plot(kind).savefig(path, dpi=110)
+    return list(paths.values())

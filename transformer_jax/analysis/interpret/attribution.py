@@ -14,7 +14,7 @@ from jax import Array
 from matplotlib.figure import Figure
 
 from transformer_jax.analysis.capture import Inputs
-from transformer_jax.analysis.interpret.attention import plot_maps, stacked
+from transformer_jax.analysis.interpret.attention import plot_maps, predicted_names, stacked
 from transformer_jax.analysis.interpret.measures import log_probs_of
 from transformer_jax.analysis.run import Run
 from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK
@@ -127,8 +127,7 @@ def _attribution(
     run: Run, inputs: Inputs, values: dict[str, np.ndarray], differences: np.ndarray | None, label: str
 ) -> Attribution:
     read = {name: run.read_pieces(name, inputs) for name in values}
-    predicted = [run.token_names([token])[0] if token else "" for token in run.predicted(inputs)[0].tolist()]
-    return Attribution(values, read, predicted, differences, label)
+    return Attribution(values, read, predicted_names(run, inputs), differences, label)
 
 
 @partial(jax.jit, static_argnames="model")

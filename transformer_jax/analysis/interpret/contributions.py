@@ -14,8 +14,11 @@ from flax import traverse_util
 from matplotlib.figure import Figure
 
 from transformer_jax.analysis.run import Run
+from transformer_jax.errors import UserError
 
 Parts = dict[str, np.ndarray]
+TOLERANCE = 0.02
+"""Of the largest logit: what rounding in bfloat16 may make of a sum."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,10 @@ def contributions(
       tokens: whose logits, one a position; those that are to be predicted by default.
       against: tokens whose logits are subtracted, one a position.
       heads: each attention's part is split into those of its heads, and of its bias if it has one.
+    Raises: UserError for a network whose logits are no such sum.
     """
     inputs, stack = run.inputs(*([text] for text in texts)), run.model.last_stack
-    found = {name: value[0] for name, value in run.capture_inputs(inputs, [f"{stack}/*"]).items()}
+    found = {name: value[0] for name, value in run.capture_inputs(inputs, [f"{stack}/*", "logits"]).items()}
     chosen = np.asarray(run.predicted(inputs)[0] if tokens is None else tokens)
     weights = {
         name: np.asarray(leaf, np.float64) for name, leaf in traverse_util.flatten_dict(run.params, sep="/").items()
@@ -69,6 +73,13 @@ def contributions(
     rows = np.asarray(table, np.float64)
     read = rows[chosen] if against is None else rows[chosen] - rows[np.asarray(against)]
     values = np.stack([(part * read).sum(-1) for part in parts.values()])
+    at = np.arange(len(chosen))
+    logits = found["logits"][at, chosen] - (0.0 if against is None else found["logits"][at, np.asarray(against)])
+    if np.abs(values.sum(0) - logits).max() > TOLERANCE * np.abs(found["logits"]).max():
+        raise UserError(
+            f"contributions: the logits of {type(run.model).__name__} are not its output table times the output of "
+            f"{stack}, or something between the two is edited; they have no parts."
+        )
     return Contributions(list(parts), values, run.token_names(chosen.tolist()))
 
 

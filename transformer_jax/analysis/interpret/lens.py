@@ -11,7 +11,7 @@ from jax import Array
 from matplotlib.figure import Figure
 
 from transformer_jax.analysis.capture import Inputs
-from transformer_jax.analysis.interpret.attention import stacked
+from transformer_jax.analysis.interpret.attention import predicted_names, stacked
 from transformer_jax.analysis.run import Run
 from transformer_jax.models.taps import Network
 from transformer_jax.models.transformer import Params
@@ -75,8 +75,7 @@ def logit_lens_on(run: Run, inputs: Inputs, k: int) -> LogitLens:
     predicted = run.predicted(inputs)[0]
     read = jax.device_get(_read_off(run.model, run.params, streams, predicted, k))
     names = [[run.token_names(place) for place in layer] for layer in read["tokens"].tolist()]
-    pieces = [run.token_names([token])[0] if token else "" for token in predicted.tolist()]
-    return LogitLens(pieces, names=names, **read)
+    return LogitLens(predicted_names(run, inputs), names=names, **read)
 
 
 @partial(jax.jit, static_argnames=("model", "k"))

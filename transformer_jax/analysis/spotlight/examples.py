@@ -26,7 +26,7 @@ from transformer_jax.analysis.spotlight.report import (
     Row,
 )
 from transformer_jax.data.tokenizers import BOS, EOS, PAD
-from transformer_jax.decoding.tracing import Alive
+from transformer_jax.decoding.tracing import Alive, Trace
 from transformer_jax.errors import UserError
 
 NUM_CANDIDATES = 6
@@ -128,18 +128,20 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def example(run: Run, text: str, **settings: Any) -> Example:
-    """What a run does with one text; settings as for `Run.trace`."""
+    """What a run does with one text; settings as for `Run.trace`. With max_tokens=0 a language model only reads it."""
     layout = LAYOUTS[run.config.family]
-    searched = run.trace(text, **settings)
+    writes = "max_tokens" not in layout.search or settings["max_tokens"] > 0
+    searched = run.trace(text, **settings) if writes else Trace([], [])
     outputs = [hypothesis.tokens for hypothesis in searched.found]
-    inputs, texts = run.hypothesis_inputs(text, outputs), run.decode(outputs)
+    texts = run.decode(outputs)
+    inputs = run.hypothesis_inputs(text, outputs) if writes else run.inputs([text])
     weights = ["*/weights"] if any(name.endswith("/weights") for name in run.points) else []
     captured = run.capture_inputs(inputs, [*weights, "logits"])
     log_probs = log_softmax(captured["logits"].astype(np.float32), axis=-1)
     best: Inputs = tuple(side[:1, : len(unpadded(side[0]))] for side in inputs)
     return Example(
         title=text,
-        rows=_rows(run, best, [text, texts[0]] if len(best) == 2 else [text + texts[0]], layout),
+        rows=_rows(run, best, [text, *texts[:1]] if len(best) == 2 else ["".join([text, *texts[:1]])], layout),
         views=_views(run, best, alone(captured, inputs, 0, run.sides), layout),
         hypotheses=[
             Hypothesis(
@@ -147,8 +149,8 @@ def example(run: Run, text: str, **settings: Any) -> Example:
             )
             for i, h in enumerate(searched.found)
         ],
-        beams=_beams(run, searched.steps, outputs[0]),
-        candidates=_candidates(run, best, log_probs[0], layout),
+        beams=_beams(run, searched.steps, outputs[0] if outputs else []),
+        candidates=_candidates(run, best, log_probs[0], layout, writes),
         lens=_lens(run, best, layout),
     )
 
@@ -200,18 +202,22 @@ def _of_output(log_probs: np.ndarray, inputs: Inputs, row: int, tokens: Sequence
     return [float(log_probs[first + i, token]) for i, token in enumerate(wanted)]
 
 
-def _candidates(run: Run, inputs: Inputs, log_probs: np.ndarray, layout: Layout) -> Candidates:
+def _candidates(run: Run, inputs: Inputs, log_probs: np.ndarray, layout: Layout, ended: bool) -> Candidates:
+    """``ended``: what follows the last token of a language model is its end; otherwise it is not known."""
     predicted = run.predicted(inputs)[0]
-    taken = np.where(predicted == PAD, EOS, predicted)  # after the last token of a language model the search ended
-    log_probs = log_probs[: len(taken)]
+    log_probs = log_probs[: len(predicted)]
+    taken = np.where(predicted == PAD, EOS, predicted)
+    known = (predicted != PAD) | ended
     likeliest = np.argsort(-log_probs, axis=-1)[:, :NUM_CANDIDATES]
     return Candidates(
         row=layout.rows[-1][0],
         title=layout.predicted,
         tokens=[run.token_names(row) for row in likeliest.tolist()],
         log_probs=np.take_along_axis(log_probs, likeliest, axis=-1),
-        taken=run.token_names(taken.tolist()),
-        taken_log_probs=log_probs[np.arange(len(taken)), taken],
+        taken=[
+            token if is_known else "?" for token, is_known in zip(run.token_names(taken.tolist()), known, strict=True)
+        ],
+        taken_log_probs=np.where(known, log_probs[np.arange(len(taken)), taken], np.nan),
     )
 
 

@@ -80,8 +80,8 @@ class Candidates:
       title: of the tokens that were taken, such as "Output".
       tokens: [T][k], likeliest first.
       log_probs: float[T, k], natural.
-      taken: [T], what the text has where each prediction is made.
-      taken_log_probs: float[T].
+      taken: [T], what the text has where each prediction is made; "?" where that is not known.
+      taken_log_probs: float[T]; NaN there.
     """
 
     row: str

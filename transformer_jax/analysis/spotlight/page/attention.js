@@ -26,6 +26,7 @@ function reader(view, numQueries, numKeys) {
 
 function Attention({ example, positions, setPosition, viewName, setView, places, setPlace }) {
   const view = example.views.find(({ name }) => name === viewName) ?? example.views[0];
+  if (!view) return null;
   const several = example.views.length > 1;
   return html`<section aria-labelledby="attention-title">
     <h2 id="attention-title">Attention</h2>
@@ -64,7 +65,7 @@ function View({ example, view, positions, setPosition, place, setPlace }) {
   const summary = side === "query" ? `${quoted(token)} looks at ${found}` : `${quoted(token)} is looked at by ${found}`;
   return html`<p>${view.explanation}</p>
     <div class="columns">
-      <div class="main">
+      <div class="looks">
         <${TokenRow} id="queries" row=${queries} title=${queries.title} note="looks from" chosen=${side === "query" ? query : -1}
           pointed=${side === "query" ? pointed.index : -1} point=${(i) => point({ side: "query", index: i })} choose=${chooseQuery}
           values=${side === "key" ? values : null} meaning="of its attention goes there" />
@@ -73,10 +74,10 @@ function View({ example, view, positions, setPosition, place, setPlace }) {
           values=${side === "query" ? values : null} meaning="of the attention" />
         <p class="summary"><b>${whose}</b>: ${summary}</p>
         <${Live} text=${`${whose}: ${summary}`} />
-        <${Matrix} ...${{ read, queries, keys, mix, place, query, whose }} choose=${chooseQuery} />
       </div>
       <${Heads} ...${{ view, read, side, index, mix, setMix, place, setPlace }}
         others=${(side === "query" ? keys : queries).tokens} token=${token} />
+      <${Matrix} ...${{ read, queries, keys, mix, place, query, whose }} choose=${chooseQuery} />
     </div>`;
 }
 
@@ -141,11 +142,12 @@ function Heads({ view, read, side, index, mix, setMix, place, setPlace, others, 
 function Matrix({ read, queries, keys, mix, place, query, choose, whose }) {
   const [area, { width, dark }] = useSurroundings();
   const room = (tokens) => Math.min(130, 18 + 7.2 * Math.max(...tokens.map((token) => [...token].length)));
+  const cut = (token) => visible(token).replaceAll("▁", "_").replace(/^(.{14}).{2,}$/u, "$1…");
   const left = room(queries.tokens), top = room(keys.tokens);
   const size = Math.max(9, Math.min(26, (width - left - 10) / keys.tokens.length));
   const draw = () => {
     const cells = queries.tokens.flatMap((_, q) => read.row(mix, place, q).map((value, k) => ({ q, k, value })));
-    const ticks = (tokens) => ({ domain: [...tokens.keys()], tickFormat: (i) => tokens[i].replaceAll("▁", "_"), tickSize: 0, label: null, padding: 0 });
+    const ticks = (tokens) => ({ domain: [...tokens.keys()], tickFormat: (i) => cut(tokens[i]), tickSize: 0, label: null, padding: 0 });
     const chart = plot({
       width: left + 10 + size * keys.tokens.length, height: top + 10 + size * queries.tokens.length,
       marginLeft: left, marginTop: top, marginRight: 10, marginBottom: 10, style: { fontSize: `${Math.min(12, size + 1)}px` },
@@ -160,7 +162,7 @@ function Matrix({ read, queries, keys, mix, place, query, choose, whose }) {
     chart.addEventListener("click", () => chart.value && choose(chart.value.q));
     return chart;
   };
-  return html`<details class="matrix" open>
+  return html`<details class="whole" open>
     <summary>The whole matrix <span class="note">rows look at columns; click to choose a row</span></summary>
     <div class="scroll" ref=${area} tabindex="0" role="region" aria-label="Attention matrix, scrollable">
       ${width > 0 && html`<${Chart} draw=${draw} on=${[read, mix, ...place, width, dark]}

@@ -8,8 +8,11 @@ for (const { views } of report.examples)
   for (const { weights } of views)
     weights.bytes = Uint8Array.from(atob(weights.uint8), (character) => character.charCodeAt(0));
 
+/** A token as it is shown: a space by a sign. */
+const visible = (token) => token.replace(/^ +$/, (spaces) => "␣".repeat(spaces.length));
+
 /** A token without the sign that SentencePiece writes for a space, for who listens to it. */
-const spoken = (token) => token.replaceAll("▁", " ").trim() || (token.includes("▁") ? "space" : token);
+const spoken = (token) => token.replaceAll("▁", " ").trim() || "space";
 
 /** A token within a sentence, in quotation marks; isolated, so that its direction does not turn its neighbours round. */
 const quoted = (token) => `‘\u2068${spoken(token)}\u2069’`;

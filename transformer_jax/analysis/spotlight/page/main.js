@@ -2,7 +2,7 @@
 
 function Page() {
   const [number, choose] = useState(0);
-  const [viewName, setView] = useState(report.examples[0].views.at(-1).name);
+  const [viewName, setView] = useState(report.examples[0].views.at(-1)?.name);
   const [places, setPlaces] = useState({});
   const setPlace = (name, place) => setPlaces((before) => ({ ...before, [name]: place }));
   const example = report.examples[number];

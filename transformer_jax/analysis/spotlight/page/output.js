@@ -1,6 +1,6 @@
 // What else the model might have said: the n best outputs, the beam step by step, the likeliest tokens at a position.
 
-const probability = (logProb) => Math.exp(logProb);
+const probability = (logProb) => (logProb === null ? 0 : Math.exp(logProb));
 
 function Output({ example, positions, setPosition }) {
   const { hypotheses, beams, candidates } = example;
@@ -31,7 +31,7 @@ function Likeliest({ example, candidates, positions, setPosition }) {
       <thead><tr><th scope="col">Token</th><th scope="col">Probability</th><th scope="col" class="number">log P</th></tr></thead>
       <tbody>${candidates.tokens[index].map((token, i) => html`<${Candidate} key=${i} token=${token} logProb=${candidates.log_probs[index][i]}
           taken=${token === taken} />`)}
-        ${!candidates.tokens[index].includes(taken) && html`<${Candidate} token=${taken} taken logProb=${candidates.taken_log_probs[index]} />`}
+        ${candidates.taken_log_probs[index] !== null && !candidates.tokens[index].includes(taken) && html`<${Candidate} token=${taken} taken logProb=${candidates.taken_log_probs[index]} />`}
       </tbody>
     </table></div>`;
 }
@@ -66,7 +66,6 @@ function Beams({ beams }) {
     for (let [s, r] = pointed ?? [step, rank]; s >= 0 && r >= 0; r = beams[s][r].parent, s--) found[s] = r;
     return found;
   }, [beams, step, rank, pointed]);
-  const text = path.map((r, s) => beams[s][r].token).join(" ");
   const last = beams[path.length - 1][path.at(-1)];
   const size = Math.max(...beams.map((beam) => beam.length));
   const onKeyDown = (event) => {
@@ -79,7 +78,7 @@ function Beams({ beams }) {
   return html`<h3 id="beam">The beam, step by step</h3>
     <p>Each column holds the unfinished hypotheses that were kept after a step, likeliest first, by their last token and log P;${" "}
       <span class="tag">best</span>${" "}marks those that became the best output. Choose one to see what it continues.</p>
-    <p class="summary"><bdi>${text}</bdi> <span class="note">log P ${fixed(last.log_prob)}</span></p>
+    <p class="summary"><bdi>${path.map((r, s) => html`<${Piece} token=${beams[s][r].token} />${" "}`)}</bdi>${" "}<span class="note">log P ${fixed(last.log_prob)}</span></p>
     <${Live} text=${`${path.map((r, s) => spoken(beams[s][r].token)).join(" ")}, log probability ${fixed(last.log_prob)}`} />
     <div class="scroll"><table class="beams" role="grid" aria-labelledby="beam" onKeyDown=${onKeyDown} onMouseLeave=${() => point(null)}>
       <thead><tr><th scope="col">Rank</th>${beams.map((_, s) => html`<th scope="col" key=${s}>${s + 1}</th>`)}</tr></thead>

@@ -30,5 +30,5 @@ function Value({ value, meaning }) {
 }
 
 /** A token as the tokenizer writes it, the sign for a space made faint. */
-const Piece = ({ token }) => html`<bdi>${token.split(/(▁)/).map((part) =>
+const Piece = ({ token }) => html`<bdi>${visible(token).split(/(▁)/).map((part) =>
   part === "▁" ? html`<span class="faint" aria-hidden="true">▁</span>` : part)}</bdi>`;

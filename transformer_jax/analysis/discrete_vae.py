@@ -1,0 +1,61 @@
+"""A discrete VAE's run, opened for use: images to tokens and back, and what is lost on the way."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from transformer_jax.analysis.run import Run
+from transformer_jax.analysis.scores import begin_record, finish_record, format_scores
+from transformer_jax.data.images import array_batches, load_images
+from transformer_jax.errors import UserError
+from transformer_jax.families.discrete_vae import DiscreteVaeRunConfig, model_config, reconstruction_scores
+from transformer_jax.families.image_tokenizer import ImageTokenizer
+from transformer_jax.models.discrete_vae import DiscreteVae
+from transformer_jax.sharding import MeshConfig, make_mesh
+from transformer_jax.training.discrete_vae import DiscreteVaeTask
+from transformer_jax.training.evaluators import split_sums
+from transformer_jax.training.step import make_evaluation_step
+
+
+class DiscreteVaeRun(Run):
+    """What `load_run` gives for the family "discrete_vae"."""
+
+    config: DiscreteVaeRunConfig
+
+    @cached_property
+    def model(self) -> DiscreteVae:
+        return DiscreteVae(model_config(self.config))
+
+    @cached_property
+    def image_tokenizer(self) -> ImageTokenizer:
+        """The chosen checkpoint as text-to-image runs keep it."""
+        return ImageTokenizer(self.model.config, self.params)
+
+    def encode_images(self, images: np.ndarray) -> np.ndarray:
+        """Images uint8[n, P, P, C] to tokens int32[n, G²] in raster order."""
+        return self.image_tokenizer.encode(images)
+
+    def decode_images(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens int32[n, G²] to images uint8[n, P, P, C]."""
+        return self.image_tokenizer.decode(tokens)
+
+    def evaluate(self, split: str, files: str | None, **settings: Any) -> tuple[dict[str, Any], str]:
+        """As `Run.evaluate`: the loss, and how well images survive being tokens. There are no files and settings."""
+        refuse(self.config.family, files, settings)
+        dataset = load_images(self.config.dataset)
+        chosen = dataset.split(split)
+        name, record = begin_record(self, {"split": split, "dataset": dataset.name, "sha256": dataset.digest}, {})
+        task, mesh = DiscreteVaeTask(self.model, self.config.task), make_mesh(MeshConfig(-1, 1, 1))
+        batches = array_batches({"images": chosen.images}, self.config.batching.rows)
+        scores = task.summarise(split_sums(make_evaluation_step(task, mesh), self.params, batches, mesh))
+        scores |= reconstruction_scores(self.model, self.params, chosen, dataset.name == "captioned_shapes")
+        record = finish_record(self, name, {**record, "scores": scores})
+        return record, format_scores(record, f"{len(chosen.images):,} images")
+
+
+def refuse(family: str, files: str | None, settings: dict[str, Any]) -> None:
+    """Raises: UserError for files or settings, of which the evaluation of this family takes none."""
+    if files is not None or settings:
+        given = "files" if files is not None else next(iter(settings))
+        raise UserError(f"--{given} does not concern the evaluation of a {family} run; --split and --checkpoint do.")
