@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from transformer_jax.config import suggest
 from transformer_jax.data.storage import TEXT, Example, PairsBuilder
 from transformer_jax.errors import UserError
 
@@ -121,10 +120,12 @@ class LongRange(PairsBuilder):
 
 
 def open_long_range(name: str) -> LongRange:
-    """The builder of "long_range/TASK". Raises: UserError for a task that there is not, with the nearest."""
+    """The builder of "long_range/TASK". Raises: UserError for a task that there is not, naming those there are."""
     task = name.removeprefix(PREFIX)
     if task not in TASKS:
-        raise UserError(f"dataset.name is {name!r}: there is no such task. {suggest(task, TASKS)}")
+        raise UserError(
+            f"dataset.name is {name!r}: there is no such task; choose {PREFIX} and one of {', '.join(TASKS)}"
+        )
     generated = functools.cache(lambda: generate(task))
     return LongRange(
         variant=f"long_range-{task}",
