@@ -60,7 +60,7 @@ def _accuracies(results: Results) -> str:
         tested = [record for record in results.read("test") if record["task"] == task]
         if not tested:
             continue
-        form = (lambda x: f"{x:.1f}") if task == "multi30k" else (lambda x: f"{100 * x:.0f}")
+        form = (lambda x: f"{x:.1f}") if task == "multi30k" else (lambda x: f"{100 * x:.1f}")
         at = list(tested[0]["scores"])
         rows = []
         for network in NETWORKS:

@@ -48,7 +48,7 @@ def test_the_report_tells_what_was_measured(trained, tmp_path):
         rates = {"training": 1000.0 * length, "decoding": 500.0}
         Results(tmp_path).add({"kind": "speed", "network": "lstm", "length": length, **rates, "cores": 4})
     text = write_report(tmp_path, tmp_path / "figures")
-    assert "| LSTM | 2 | 100 ± 0 | 50 ± 0 |" in text
+    assert "| LSTM | 2 | 100.0 ± 0.0 | 50.0 ± 0.0 |" in text
     assert "| network | seeds | 4 | *40* |" in text  # longer than any that was trained on
     assert "| copy | LSTM | 0.001 | **0** | 0.002 | 0.006 |" in text
     assert "| training | LSTM | 8,000 | 16,000 |" in text
