@@ -70,3 +70,19 @@ def text_overrides(folder: Path, **changes: Any) -> list[str]:
 def tiny_text_config(folder: Path, **changes: Any) -> Any:
     """The config that a command would be given."""
     return load_config(f"{TEXT_CONFIG}:files", text_overrides(folder, **changes))
+
+
+MASKED_CONFIG = CHECKOUT / "configs" / "masked_lm.py"
+TINY_MASKED = {
+    **{key: value for key, value in TINY_TEXT.items() if not key.startswith(("decoding", "evaluation.stride"))},
+    "tokenizer.kind": "wordpiece",
+    "model.initializer": "xavier",
+    "optimizer.peak_learning_rate": 3e-3,
+}
+
+
+def tiny_masked_config(folder: Path, **changes: Any) -> Any:
+    """A masked language model on the files of a folder. Changes have __ for dots."""
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    values = {"dataset.path": folder, **TINY_MASKED, **changed}
+    return load_config(f"{MASKED_CONFIG}:files", [f"{key}={value}" for key, value in values.items()])

@@ -11,9 +11,10 @@ import numpy as np
 
 from tests.made_files import recurrent_config, tiny_config
 from tests.made_images import tiny_image_config
-from tests.made_text import tiny_text_config
+from tests.made_text import tiny_masked_config, tiny_text_config
 from tests.models.tiny import drawn_like
 from transformer_jax.analysis.language_model import LanguageModelRun
+from transformer_jax.analysis.masked_lm import MaskedRun
 from transformer_jax.analysis.text_to_image import TextToImageRun
 from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.data.text_tokenizers import CharacterTokenizer
@@ -78,6 +79,12 @@ def text_to_image_run(**changes: Any) -> TextToImageRun:
     return opened(TextToImageRun, config, tokenizer=letters, image_tokenizer=images)
 
 
+def masked_run(**changes: Any) -> MaskedRun:
+    settings = {"model__num_heads": 4, "model__num_layers": 2, "model__norm_placement": "pre", **changes}
+    letters = CharacterTokenizer(" abcdefghijklmnopqrstuvwxyz")
+    return opened(MaskedRun, tiny_masked_config(Path("nowhere"), **settings), tokenizer=letters)
+
+
 @dataclass(frozen=True)
 class Made:
     """How to test a family.
@@ -88,7 +95,6 @@ class Made:
       prompt: ``prompt(run, line)``, what decoding starts from, int32[1, S].
       log_prob: ``log_prob(run, line, tokens)`` of an output with its end.
       edited, edit: an activation, and what is done to it.
-      stream: a pattern of what layers give.
     """
 
     make: Callable[..., Any]
@@ -97,7 +103,6 @@ class Made:
     log_prob: Callable[..., Any]
     edited: str = "decoder/layer_0/self_attention/heads"
     edit: Callable[..., Any] = without_head
-    stream: str = "*/residual_after"
 
 
 FAMILIES = {
@@ -126,9 +131,12 @@ RECURRENT = {
         make=partial(recurrent_run, model__attention=attention),
         edited="decoder/layer_0/output",
         edit=without_features,
-        stream="*/output",
     )
     for attention in ("none", "luong")
 }
 NETWORKS = FAMILIES | RECURRENT
 """All that can be opened; what is asked of the layers of a Transformer is asked of FAMILIES alone."""
+ENCODERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "masked_lm": (masked_run, (["one two", "four [MASK]", "a"],)),
+}
+"""Families that only read: what makes an opened run, and what can be captured."""

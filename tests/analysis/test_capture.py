@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.analysis.made_runs import FAMILIES, NETWORKS, without_head
+from tests.analysis.made_runs import ENCODERS, FAMILIES, NETWORKS, without_head
 from transformer_jax.analysis.capture import read
 from transformer_jax.errors import UserError
 from transformer_jax.models.taps import COLLECTION
@@ -13,10 +13,17 @@ from transformer_jax.models.taps import COLLECTION
 SEARCH = dict(method="beam", n_best=2, beam_size=3)
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+def opened(name):
+    """A run, and what of it can be captured."""
+    if name in ENCODERS:
+        make, texts = ENCODERS[name]
+        return make(), texts
+    return NETWORKS[name].make(), NETWORKS[name].texts
+
+
+@pytest.fixture(scope="module", params=[*NETWORKS, *ENCODERS])
 def made(request):
-    network = NETWORKS[request.param]
-    return network.make(), network.texts
+    return opened(request.param)
 
 
 def test_activations_are_those_of_the_model(made):
@@ -31,14 +38,15 @@ def test_activations_are_those_of_the_model(made):
     for name, value in found.items():
         assert len(value) == 3
         if name.endswith("/weights"):
-            np.testing.assert_allclose(value.sum(-1), 1.0, atol=1e-5)
+            for row in range(3):
+                used = len(run.pieces(inputs, row)[run.sides(name)[0]])
+                np.testing.assert_allclose(value[row, :, :used].sum(-1), 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_padding_does_not_show(network):
+def test_padding_does_not_show(made):
     """A row alone gives what it gives beside longer ones."""
-    run, texts = NETWORKS[network].make(), NETWORKS[network].texts
-    names = [NETWORKS[network].stream, *(["*/weights"] if network != "lstm, none" else [])]
+    run, texts = made
+    names = [name for name in run.points if name.endswith(("/residual_after", "layer_1/output", "/weights"))]
     inputs = run.inputs(*texts)
     together = run.capture(*texts, names=names)
     lengths = [len(pieces) for pieces in run.pieces(inputs, 2)]
@@ -50,11 +58,12 @@ def test_padding_does_not_show(network):
         np.testing.assert_allclose(cut, value, atol=2e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_residuals_add_up(family):
-    run, texts = FAMILIES[family].make(), FAMILIES[family].texts
-    found = run.capture(*texts, names=["decoder/layer_1/*"])
-    of = lambda point: found[f"decoder/layer_1/{point}"]
+@pytest.mark.parametrize("network", [*FAMILIES, *ENCODERS])
+def test_residuals_add_up(network):
+    run, texts = opened(network)
+    layer = f"{run.model.last_stack}/layer_1"
+    found = run.capture(*texts, names=[f"{layer}/*"])
+    of = lambda point: found[f"{layer}/{point}"]
     added = of("residual_before") + sum(v for name, v in found.items() if name.endswith("_output"))
     np.testing.assert_allclose(of("residual_after"), added, atol=1e-5)
 

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.command_line import load_config
 from tests.made_files import CHECKOUT, FULL, assert_same_run, tiny_config, write_pairs
-from tests.made_text import TINY_TEXT, write_text
+from tests.made_text import tiny_masked_config, write_text
 from transformer_jax.analysis.predictions import write_predictions
 from transformer_jax.analysis.run import load_run
 from transformer_jax.data.label_batches import LabelledEpoch
@@ -19,23 +19,16 @@ from transformer_jax.errors import UserError
 from transformer_jax.training.loop import Outcome, train
 
 pytestmark = pytest.mark.xdist_group("encoder_runs")
-MASKED = {
-    **{key: value for key, value in TINY_TEXT.items() if not key.startswith(("decoding", "evaluation.stride"))},
-    "dataset.documents": "lines",
-    "model.initializer": "xavier",
-    "optimizer.peak_learning_rate": 3e-3,
-    "tokenizer.kind": "wordpiece",
-}
 LEARNS = {
-    "model.d_model": 32,
-    "model.d_ff": 64,
-    "model.dropout_rate": 0.0,
-    "model.embedding_dropout_rate": 0.0,
-    "model.attention_dropout_rate": 0.0,
-    "training.total_steps": 300,
-    "checkpoints.every_steps": 300,
-    "evaluation.every_steps": 300,
-    "evaluation.weights": "latest",
+    "model__d_model": 32,
+    "model__d_ff": 64,
+    "model__dropout_rate": 0.0,
+    "model__embedding_dropout_rate": 0.0,
+    "model__attention_dropout_rate": 0.0,
+    "training__total_steps": 300,
+    "checkpoints__every_steps": 300,
+    "evaluation__every_steps": 300,
+    "evaluation__weights": "latest",
 }
 FINE = {
     "dataset.train": "train.tsv",
@@ -54,17 +47,15 @@ FINE = {
     "checkpoints.keep_latest": 3,
     "evaluation.every_steps": 20,
 }
-RESUMED = {key.replace("__", "."): value for key, value in FULL.items() if key.startswith("training")}
+RESUMED = {key: value for key, value in FULL.items() if key.startswith("training")}
 WORDS = ["one", "two", "three", "four", "five", "six", "seven"]
 
 
-def read(spec, folder, **settings):
-    values = {"dataset.path": folder, **settings}
-    return load_config(f"{CHECKOUT / 'configs' / spec}", [f"{key}={value}" for key, value in values.items()])
-
-
 def fine_config(folder, spec="sentences", run=None, **changes):
-    return read(f"classification.py:{spec}{f',{run}' if run else ''}", folder, **{**FINE, **changes})
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    values = {"dataset.path": folder, **FINE, **changed}
+    config = CHECKOUT / "configs" / "classification.py"
+    return load_config(f"{config}:{spec}{f',{run}' if run else ''}", [f"{k}={v}" for k, v in values.items()])
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +76,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pretrained(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "masked"
-    assert train(read("masked_lm.py:files", data, **{**MASKED, **LEARNS}), folder) == Outcome(300, finished=True)
+    assert train(tiny_masked_config(data, **LEARNS), folder) == Outcome(300, finished=True)
     return folder
 
 
@@ -164,7 +155,7 @@ def test_a_classifier_starts_from_the_encoder(pretrained, fine_tuned):
 
 
 def test_words_are_labelled(data, pretrained, tmp_path):
-    files = {"dataset.train": "train.conll", "dataset.validation": "valid.conll"}
+    files = {"dataset__train": "train.conll", "dataset__validation": "valid.conll"}
     train(fine_config(data, "words", pretrained, **files), tmp_path / "run")
     run = load_run(tmp_path / "run")
     assert run.history()["validation/entity_f1"].max() > 0.9
@@ -181,7 +172,7 @@ def test_a_translations_encoder_is_a_start_too(data, tmp_path):
     pairs = write_pairs(tmp_path / "pairs")
     short = dict(training__total_steps=2, evaluation__decode="none", evaluation__metric="loss", batching__num_shapes=1)
     train(tiny_config(pairs, **short), tmp_path / "translation")
-    config = fine_config(data, run=tmp_path / "translation", **{"training.total_steps": 20})
+    config = fine_config(data, run=tmp_path / "translation", training__total_steps=20)
     assert train(config, tmp_path / "run").finished
     there, run = load_run(tmp_path / "translation"), load_run(tmp_path / "run", "20")
     report = (tmp_path / "run" / "initialization.json").read_text()
@@ -195,9 +186,9 @@ def test_a_translations_encoder_is_a_start_too(data, tmp_path):
 @pytest.mark.parametrize("kind", ["masked", "classifier"])
 def test_interruptions_change_nothing(kind, data, pretrained, tmp_path, monkeypatch):
     """Stopped in the middle of a log window, right after a checkpoint, and before the first one."""
-    averaged = {"evaluation.weights": "average", "evaluation.average": 3, **RESUMED}
+    averaged = {"evaluation__weights": "average", "evaluation__average": 3, **RESUMED}
     if kind == "masked":
-        config, epoch = read("masked_lm.py:files", data, **{**MASKED, **averaged}), PackedEpoch
+        config, epoch = tiny_masked_config(data, **averaged), PackedEpoch
     else:
         config, epoch = fine_config(data, run=pretrained, **averaged), LabelledEpoch
     assert train(config, tmp_path / "whole") == Outcome(60, finished=True)
@@ -224,25 +215,25 @@ def test_interruptions_change_nothing(kind, data, pretrained, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("spec", "changes", "parts"),
     [
-        ("masked", {"batching.length": 64}, ["batching.length=64", "model.max_length=48"]),
-        ("masked", {"batching.length": 2}, ["batching.length is 2", "at least 3"]),
-        ("masked", {"masking.rate": 1.0}, ["masking.rate is 1.0"]),
-        ("masked", {"dataset.validation": ""}, ["no validation split"]),
-        ("fine", {"model.activation": "relu"}, ["model.activation='gelu_exact' there, 'relu' here"]),
+        ("masked", {"batching__length": 64}, ["batching.length=64", "model.max_length=48"]),
+        ("masked", {"batching__length": 2}, ["batching.length is 2", "at least 3"]),
+        ("masked", {"masking__rate": 1.0}, ["masking.rate is 1.0"]),
+        ("masked", {"dataset__validation": ""}, ["no validation split"]),
+        ("fine", {"model__activation": "relu"}, ["model.activation='gelu_exact' there, 'relu' here"]),
         (
             "fine",
-            {"batching.max_length": 80, "batching.tokens_per_batch": 512},
+            {"batching__max_length": 80, "batching__tokens_per_batch": 512},
             ["batching.max_length=80", "model.max_length=48"],
         ),
-        ("fine", {"dataset.train": "nowhere.tsv"}, ["dataset.train", "nowhere.tsv"]),
-        ("fine", {"tokenizer.vocab_size": 60}, ["initialize.tokenizer=True", "vocab_size: 64 -> 60"]),
-        ("fine", {"evaluation.metric": "entity_f1"}, ["entity_f1", "'sentence'"]),
-        ("fine", {"dataset.validation": ""}, ["no validation split"]),
+        ("fine", {"dataset__train": "nowhere.tsv"}, ["dataset.train", "nowhere.tsv"]),
+        ("fine", {"tokenizer__vocab_size": 60}, ["initialize.tokenizer=True", "vocab_size: 64 -> 60"]),
+        ("fine", {"evaluation__metric": "entity_f1"}, ["entity_f1", "'sentence'"]),
+        ("fine", {"dataset__validation": ""}, ["no validation split"]),
     ],
 )
 def test_bad_input_leaves_no_run(spec, changes, parts, data, pretrained, tmp_path):
     if spec == "masked":
-        config = read("masked_lm.py:files", data, **{**MASKED, **changes})
+        config = tiny_masked_config(data, **changes)
     else:
         config = fine_config(data, run=pretrained, **changes)
     with pytest.raises(UserError) as error:

@@ -183,7 +183,13 @@ def test_a_classifier_judges_digits(runs, configs, folder):
     changes |= {"evaluation__weights": "latest"}
     train(tiny_image_config("discrete_vae", **digits, **changes), folder / "digits-vae")
     judged = {"image_tokenizer__run": folder / "digits-vae", "evaluation__classifier": folder / "image_classification"}
-    judged |= {"evaluation__metric": "accuracy", "tokenizer__vocab_size": 300, **digits, **changes}
+    judged |= {
+        "evaluation__metric": "accuracy",
+        "tokenizer__vocab_size": 300,
+        "model__text_length": 32,
+        **digits,
+        **changes,
+    }
     train(tiny_image_config("text_to_image", **judged), folder / "digits-model")
     drawn = load_run(folder / "digits-model")
     assert 0 <= drawn.history()["validation/accuracy"].dropna().iloc[-1] <= 1

@@ -74,7 +74,7 @@ class AlignmentErrors:
         axis.set_yticks(places, names)
         axis.invert_yaxis()
         axis.set(xlabel="alignment error rate", xlim=(0, 1))
-        axis.legend(loc="lower right")
+        figure.legend(loc="outside upper center", ncols=2)
         return figure
 
 

@@ -7,14 +7,21 @@ sum passes all the norms after it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax import Array
 from matplotlib.figure import Figure
 
+from transformer_jax.analysis.capture import Inputs
 from transformer_jax.analysis.run import Run
 from transformer_jax.errors import UserError
+from transformer_jax.models.taps import Interventions, Network
+from transformer_jax.models.transformer import Params
 
 Parts = dict[str, np.ndarray]
 TOLERANCE = 0.02
@@ -69,18 +76,32 @@ def contributions(
         name: np.asarray(leaf, np.float64) for name, leaf in traverse_util.flatten_dict(run.params, sep="/").items()
     }
     parts = _stream(run.model.config, stack, found, weights, heads)
-    table: Any = run.model.apply({"params": run.params}, method="output_table")
-    rows = np.asarray(table, np.float64)
-    read = rows[chosen] if against is None else rows[chosen] - rows[np.asarray(against)]
+    other = None if against is None else np.asarray(against)
+    read = np.asarray(_directions(run.model, run.params, inputs, found[f"{stack}/output"], chosen, other), np.float64)
     values = np.stack([(part * read).sum(-1) for part in parts.values()])
     at = np.arange(len(chosen))
-    logits = found["logits"][at, chosen] - (0.0 if against is None else found["logits"][at, np.asarray(against)])
+    logits = found["logits"][at, chosen] - (0.0 if other is None else found["logits"][at, other])
     if np.abs(values.sum(0) - logits).max() > TOLERANCE * np.abs(found["logits"]).max():
         raise UserError(
-            f"contributions: the logits of {type(run.model).__name__} are not its output table times the output of "
+            f"contributions: the logits of {type(run.model).__name__} are not a linear function of the output of its "
             f"{stack}, or something between the two is edited; they have no parts."
         )
     return Contributions(list(parts), values, run.token_names(chosen.tolist()))
+
+
+@partial(jax.jit, static_argnames="model")
+def _directions(
+    model: Network, params: Params, inputs: Inputs, output: Array, chosen: Array, other: Array | None
+) -> Array:
+    """float32[T, D]: what the logit of each position's token, or the difference of two, reads of the stack's output."""
+
+    def total(output: Array) -> Array:
+        put = Interventions({f"{model.last_stack}/output": lambda value, name: output[None].astype(value.dtype)})
+        logits: Any = model.clone(interventions=put).apply({"params": params}, *inputs)
+        logits, at = logits[0].astype(jnp.float32), jnp.arange(len(chosen))
+        return jnp.sum(logits[at, chosen] - (0.0 if other is None else logits[at, other]))
+
+    return jax.grad(total)(output)
 
 
 def _stream(config: Any, stack: str, found: Mapping[str, np.ndarray], weights: Mapping[str, Any], heads: bool) -> Parts:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from transformer_jax.analysis.capture import Inputs
 from transformer_jax.analysis.interpret.attention import predicted_names, stacked
 from transformer_jax.analysis.run import Run
-from transformer_jax.models.taps import Network
+from transformer_jax.models.taps import Interventions, Network
 from transformer_jax.models.transformer import Params
 
 
@@ -59,7 +59,7 @@ class LogitLens:
 def logit_lens(run: Run, *texts: str, k: int = 5) -> LogitLens:
     """The lens for one text, or source and target, in teacher forcing.
 
-    The residual stream passes the last norm, where the network has one, and the output table.
+    The residual stream goes through all that the network has after its last layer: norm, head, output table.
 
     Args: k: how many of the likeliest tokens to keep.
     """
@@ -73,27 +73,28 @@ def logit_lens_on(run: Run, inputs: Inputs, k: int) -> LogitLens:
     before = found[f"{stack}/layer_0/residual_before"]
     streams = np.concatenate([before, stacked(found, f"{stack}/layer_*/residual_after")[0]])
     predicted = run.predicted(inputs)[0]
-    read = jax.device_get(_read_off(run.model, run.params, streams, predicted, k))
+    read = jax.device_get(_read_off(run.model, run.params, inputs, streams, predicted, k))
     names = [[run.token_names(place) for place in layer] for layer in read["tokens"].tolist()]
     return LogitLens(predicted_names(run, inputs), names=names, **read)
 
 
 @partial(jax.jit, static_argnames=("model", "k"))
-def _read_off(model: Network, params: Params, streams: Array, predicted: Array, k: int) -> dict[str, Array]:
-    def unembed(network: Any, x: Array) -> Array:
-        return network.logits(getattr(network, network.last_stack).finish(x))
-
-    plain = model.clone(interventions=None)
-    logits: Any = plain.apply({"params": params}, streams, method=unembed)
+def _read_off(
+    model: Network, params: Params, inputs: Inputs, streams: Array, predicted: Array, k: int
+) -> dict[str, Array]:
+    # Each stream takes the place of what leaves the last layer, in a row of its own.
+    last = f"{model.last_stack}/layer_{len(streams) - 2}/residual_after"
+    put = Interventions({last: lambda value, name: streams.astype(value.dtype)}, model.interventions)
+    rows = [jnp.broadcast_to(side, (len(streams), side.shape[1])) for side in inputs]
+    logits: Any = model.clone(interventions=put).apply({"params": params}, *rows)
     log_probs = jax.nn.log_softmax(logits, axis=-1)
     probabilities, tokens = jax.lax.top_k(log_probs, k)
     own = jnp.take_along_axis(log_probs, predicted[None, :, None], axis=-1)
-    real = predicted != 0
-    last = log_probs[-1:]
+    real, final = predicted != 0, log_probs[-1:]
     return {
         "tokens": tokens,
         "probabilities": jnp.exp(probabilities),
         "log_probs": jnp.where(real, own[..., 0], 0.0),
         "ranks": jnp.where(real, jnp.sum(log_probs > own, axis=-1), 0),
-        "divergence": jnp.sum(jnp.exp(last) * (last - log_probs), axis=-1),
+        "divergence": jnp.sum(jnp.exp(final) * (final - log_probs), axis=-1),
     }

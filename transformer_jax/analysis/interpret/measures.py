@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from transformer_jax.analysis.capture import STEP, Inputs
+from transformer_jax.analysis.capture import STEP, Inputs, unpadded
 from transformer_jax.analysis.run import Run
 from transformer_jax.errors import UserError
 from transformer_jax.models.taps import Network
@@ -72,7 +72,7 @@ def batches(run: Run, inputs: Inputs) -> Iterator[tuple[np.ndarray, Inputs]]:
     if not len(inputs[0]):
         raise UserError("analysis: there are no texts; give at least one.")
     limit, rows = run.model.config.max_length, min(ROWS, 1 << (len(inputs[0]) - 1).bit_length())
-    lengths = np.stack([np.count_nonzero(side, axis=1) for side in inputs], axis=1)
+    lengths = np.asarray([[len(unpadded(row)) for row in side] for side in inputs]).T
     shapes = np.minimum(lengths + -lengths % STEP, limit)
     for shape in np.unique(shapes, axis=0):
         members = np.flatnonzero((shapes == shape).all(axis=1))
