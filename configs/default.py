@@ -92,6 +92,23 @@ def blocks() -> ConfigDict:
     return model
 
 
+def recurrent() -> ConfigDict:
+    """The model section of LSTMs in the place of the Transformer: ``config.model = default.recurrent()``."""
+    model = ConfigDict()
+    model.architecture = "lstm"
+    model.d_model = 512
+    model.num_layers = 2
+    model.attention = "luong"  # or "bahdanau"; "none": the decoder has the encoder's last states alone
+    model.max_length = 256
+    model.dropout_rate = 0.2
+    model.embedding_dropout_rate = 0.2
+    model.recurrent_dropout_rate = 0.0
+    model.tie_embeddings = "all"
+    model.output_bias = False
+    model.dtype = "float32"
+    return model
+
+
 def encoder() -> ConfigDict:
     """The layers of BERT (Devlin et al. 2019). A config adds how many there are."""
     model = blocks()
@@ -152,6 +169,7 @@ def get_config() -> ConfigDict:
     config.batching.rows_multiple = 8
 
     config.model = blocks()
+    config.model.architecture = "transformer"  # "lstm": see recurrent()
     config.model.num_encoder_layers = 6
     config.model.num_decoder_layers = 6
     config.model.tie_embeddings = "all"

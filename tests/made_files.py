@@ -95,6 +95,15 @@ def tiny_config(folder: Path, **changes: Any) -> Any:
     return load_config(str(CONFIG), overrides(folder, **changes))
 
 
+def recurrent_config(folder: Path, **changes: Any) -> Any:
+    """As `tiny_config`, of LSTMs with every dropout."""
+    own = {"dataset.name": "parallel_text", "model.num_layers": 2, "model.recurrent_dropout_rate": 0.1}
+    tiny = {key: value for key, value in TINY.items() if not key.startswith("model.")}
+    values = {"dataset.path": folder, **tiny, "model.d_model": 16, **own, "evaluation.weights": "average"}
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    return load_config(f"{CHECKOUT / 'configs' / 'multi30k.py'}:lstm", [f"{k}={v}" for k, v in values.items()])
+
+
 TIMES = {"target_tokens_per_second", "step_seconds", "evaluation_seconds", "compile_count"}
 
 

@@ -10,10 +10,11 @@ from flax import linen as nn
 
 from experiments.command_line import load_config
 from transformer_jax.data.batches import ArraySpec
+from transformer_jax.data.long_range import TASKS, generate
+from transformer_jax.errors import UserError
 from transformer_jax.experiment import RunConfig, parse_config
 from transformer_jax.families import masked_lm
-from transformer_jax.families.translation import model_config
-from transformer_jax.models.transformer import EncoderDecoder
+from transformer_jax.families.translation import ARCHITECTURES, model_config
 from transformer_jax.sharding import MeshConfig, make_mesh, place_batch
 from transformer_jax.training.optimizers import learning_rate, make_optimizer
 from transformer_jax.training.step import abstract_batch, abstract_state, make_train_step
@@ -25,6 +26,9 @@ ALL = [
     "wmt14.py:big",
     "multi30k.py:tiny",
     "multi30k.py:smoke",
+    "multi30k.py:lstm",
+    *(f"long_range.py:{task}/transformer" for task in TASKS),
+    *(f"long_range.py:reverse/{network}" for network in ("lstm", "lstm_attention")),
     "phrases.py",
     "parallel_text.py",
 ]
@@ -42,7 +46,8 @@ def read(spec: str, *overrides: str) -> RunConfig:
 
 def task_of(config: RunConfig) -> TranslationTask:
     size = config.tokenizer.vocab_size
-    return TranslationTask(EncoderDecoder(model_config(config, size, size)), config.task)
+    hyperparameters = model_config(config, size, size)
+    return TranslationTask(ARCHITECTURES[hyperparameters.architecture][1](config=hyperparameters), config.task)
 
 
 def parameter_count(config: RunConfig) -> int:
@@ -55,6 +60,29 @@ def test_a_config_is_whole_and_its_best_checkpoint_is_one_that_is_saved(spec):
     config = read(spec)
     assert parameter_count(config) > 1e5
     assert config.evaluation.every_steps % config.checkpoints.every_steps == 0
+
+
+def test_the_networks_that_are_compared_are_of_one_size():
+    counts = [parameter_count(read(f"long_range.py:reverse/{n}")) for n in ("lstm", "lstm_attention", "transformer")]
+    assert max(counts) < 1.04 * min(counts)
+    best, lstm = (parameter_count(read(f"multi30k.py:{variant}")) for variant in ("best", "lstm"))
+    assert lstm == pytest.approx(best, rel=0.04)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_vocabularies_hold_all_words_and_lengths_all_sentences_of_a_task(task):
+    config = read(f"long_range.py:{task}/lstm")
+    splits = generate(task, {"train": 2000}, tested=30)
+    sides = [
+        example[side].split() for examples in splits.values() for example in examples for side in ("source", "target")
+    ]
+    assert len({word for side in sides for word in side}) + 4 == config.tokenizer.vocab_size
+    assert max(map(len, sides)) + 1 < config.batching.max_length
+
+
+def test_an_architecture_that_there_is_not_is_named():
+    with pytest.raises(UserError, match=r"model\.architecture is 'lstms'\. Did you mean lstm\?"):
+        read("multi30k.py:lstm", "model.architecture=lstms")
 
 
 @pytest.mark.parametrize("variant", TEXT)

@@ -31,6 +31,7 @@ RULES: tuple[tuple[str, str | None], ...] = (
     ("mlp", "tensor"),
     ("head_dim", None),
     ("gate", None),
+    ("units", None),
     ("norm", None),
     ("positions", None),
     ("types", None),

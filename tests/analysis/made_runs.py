@@ -1,14 +1,15 @@
 """Opened runs of every family with random parameters: nothing is trained, and no directory is there."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from tests.made_files import tiny_config
+from tests.made_files import recurrent_config, tiny_config
 from tests.made_images import tiny_image_config
 from tests.made_text import tiny_masked_config, tiny_text_config
 from tests.models.tiny import drawn_like
@@ -50,6 +51,21 @@ def language_model_run(**changes: Any) -> LanguageModelRun:
     return opened(LanguageModelRun, tiny_text_config(Path("nowhere"), **settings), tokenizer=letters)
 
 
+def recurrent_run(**changes: Any) -> TranslationRun:
+    settings = {"tokenizer__kind": "byte", "tokenizer__vocab_size": BYTE_VOCAB_SIZE, "decoding__max_target_length": 12}
+    return opened(TranslationRun, recurrent_config(Path("nowhere"), **settings, **changes))
+
+
+def without_head(value: Any, name: str) -> Any:
+    """Zeros for the second head of [B, H, T, K]."""
+    return value.at[:, 1].set(0.0)
+
+
+def without_features(value: Any, name: str) -> Any:
+    """Zeros for half of the features of [B, T, 16]."""
+    return value.at[..., :8].set(0.0)
+
+
 def text_to_image_run(**changes: Any) -> TextToImageRun:
     settings = {"image_tokenizer__run": "nowhere", "model__num_heads": 4, **changes}
     sizes = dict(
@@ -78,12 +94,15 @@ class Made:
       texts: what can be captured, three rows of different lengths.
       prompt: ``prompt(run, line)``, what decoding starts from, int32[1, S].
       log_prob: ``log_prob(run, line, tokens)`` of an output with its end.
+      edited, edit: an activation, and what is done to it.
     """
 
     make: Callable[..., Any]
     texts: tuple[Any, ...]
     prompt: Callable[..., Any]
     log_prob: Callable[..., Any]
+    edited: str = "decoder/layer_0/self_attention/heads"
+    edit: Callable[..., Any] = without_head
 
 
 FAMILIES = {
@@ -106,6 +125,17 @@ FAMILIES = {
         lambda run, line, tokens: log_probs(run.model, run.params, run.text([line]), np.array([tokens]))[0],
     ),
 }
+RECURRENT = {
+    f"lstm, {attention}": replace(
+        FAMILIES["translation"],
+        make=partial(recurrent_run, model__attention=attention),
+        edited="decoder/layer_0/output",
+        edit=without_features,
+    )
+    for attention in ("none", "luong")
+}
+NETWORKS = FAMILIES | RECURRENT
+"""All that can be opened; what is asked of the layers of a Transformer is asked of FAMILIES alone."""
 ENCODERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "masked_lm": (masked_run, (["one two", "four [MASK]", "a"],)),
 }

@@ -5,26 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.analysis.made_runs import ENCODERS, FAMILIES
+from tests.analysis.made_runs import ENCODERS, FAMILIES, NETWORKS, without_head
 from transformer_jax.analysis.capture import read
 from transformer_jax.errors import UserError
 from transformer_jax.models.taps import COLLECTION
 
-HEAD = "decoder/layer_0/self_attention/heads"
 SEARCH = dict(method="beam", n_best=2, beam_size=3)
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, *ENCODERS])
-def made(request):
-    if request.param in ENCODERS:
-        make, texts = ENCODERS[request.param]
+def opened(name):
+    """A run, and what of it can be captured."""
+    if name in ENCODERS:
+        make, texts = ENCODERS[name]
         return make(), texts
-    family = FAMILIES[request.param]
-    return family.make(), family.texts
+    return NETWORKS[name].make(), NETWORKS[name].texts
 
 
-def without_head(value, name):
-    return value.at[:, 1].set(0.0)
+@pytest.fixture(scope="module", params=[*NETWORKS, *ENCODERS])
+def made(request):
+    return opened(request.param)
 
 
 def test_activations_are_those_of_the_model(made):
@@ -47,10 +46,11 @@ def test_activations_are_those_of_the_model(made):
 def test_padding_does_not_show(made):
     """A row alone gives what it gives beside longer ones."""
     run, texts = made
+    names = [name for name in run.points if name.endswith(("/residual_after", "layer_1/output", "/weights"))]
     inputs = run.inputs(*texts)
-    together = run.capture(*texts, names=["*/residual_after", "*/weights"])
+    together = run.capture(*texts, names=names)
     lengths = [len(pieces) for pieces in run.pieces(inputs, 2)]
-    apart = run.capture(*(side[2:] for side in texts), names=["*/residual_after", "*/weights"])
+    apart = run.capture(*(side[2:] for side in texts), names=names)
     for name, value in apart.items():
         rows, columns = run.sides(name)
         assert value.shape[-2] == lengths[rows]
@@ -58,8 +58,9 @@ def test_padding_does_not_show(made):
         np.testing.assert_allclose(cut, value, atol=2e-5)
 
 
-def test_residuals_add_up(made):
-    run, texts = made
+@pytest.mark.parametrize("network", [*FAMILIES, *ENCODERS])
+def test_residuals_add_up(network):
+    run, texts = opened(network)
     layer = f"{run.model.last_stack}/layer_1"
     found = run.capture(*texts, names=[f"{layer}/*"])
     of = lambda point: found[f"{layer}/{point}"]
@@ -75,14 +76,14 @@ def test_patterns_that_match_nothing_name_the_nearest(made):
         run.intervene({"decoder/layer_7/*": without_head})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_a_search_is_captured_as_its_cached_steps_compute_it(family):
     """Each output is a beam that the cached step is fed, token by token; every activation is gathered from there."""
-    run, line = FAMILIES[family].make(), FAMILIES[family].texts[0][0]
+    run, line = NETWORKS[family].make(), NETWORKS[family].texts[0][0]
     (found,) = run.capture_search([line], **SEARCH)
     assert len(found) == 2
     model, K, T = run.model, 2, 12
-    prompt = FAMILIES[family].prompt(run, line)
+    prompt = NETWORKS[family].prompt(run, line)
     apply = lambda p, *a, **kw: model.apply({"params": p}, *a, **kw)
     cache = jax.jit(lambda p: apply(p, prompt, K, T, method="start"))(run.params)
     step = jax.jit(lambda p, c, t: apply(p, c, t, method="step", mutable=[COLLECTION]))
@@ -105,20 +106,22 @@ def test_a_search_is_captured_as_its_cached_steps_compute_it(family):
         fed = jnp.asarray([[h.tokens[t] for h in found]], jnp.int32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_interventions_are_at_work_in_searches_as_in_scores(family):
-    run, texts = FAMILIES[family].make(), FAMILIES[family].texts
-    ablated = run.intervene({HEAD: without_head})
-    assert not ablated.capture(*texts, names=[HEAD])[HEAD][:, 1].any()
-    assert run.capture(*texts, names=[HEAD])[HEAD][:, 1].any()
+    run, texts = NETWORKS[family].make(), NETWORKS[family].texts
+    name, edit = NETWORKS[family].edited, NETWORKS[family].edit
+    ablated = run.intervene({name: edit})
+    plain, edited = (jnp.asarray(r.capture(*texts, names=[name])[name]) for r in (run, ablated))
+    np.testing.assert_array_equal(edit(edited, name), edited)
+    assert (edit(plain, name) != plain).any()
     lines = texts[0]
     searched, plain = ablated.search(lines, **SEARCH), run.search(lines, **SEARCH)
     assert [[h.tokens for h in best] for best in searched] != [[h.tokens for h in best] for best in plain]
     for line, best in zip(lines, searched, strict=True):
         for hypothesis in best:
-            scored = FAMILIES[family].log_prob(ablated, line, hypothesis.tokens)
+            scored = NETWORKS[family].log_prob(ablated, line, hypothesis.tokens)
             np.testing.assert_allclose(scored, hypothesis.log_prob, rtol=1e-4)
-            assert abs(FAMILIES[family].log_prob(run, line, hypothesis.tokens) - scored) > 1e-3
+            assert abs(NETWORKS[family].log_prob(run, line, hypothesis.tokens) - scored) > 1e-3
 
 
 def test_interventions_add_up_and_parameters_may_change(made):

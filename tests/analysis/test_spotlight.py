@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.analysis.made_reports import made_example, made_report
-from tests.analysis.made_runs import FAMILIES
+from tests.analysis.made_runs import NETWORKS
 from transformer_jax.analysis.capture import alone
 from transformer_jax.analysis.spotlight import page
 from transformer_jax.analysis.spotlight.examples import LAYOUTS, examine
@@ -26,7 +26,7 @@ LIBRARIES = Path(page.__file__).parent / "page" / "libraries"
 
 
 def opened(family):
-    run = FAMILIES[family].make()
+    run = NETWORKS[family].make()
     vars(run).update(directory=SimpleNamespace(path=Path("runs/made")), checkpoint="best", _chosen=([7], "params"))
     return run
 
@@ -42,7 +42,7 @@ def searched(run):
     return run.trace("one two", method="beam", n_best=3, **settings).found
 
 
-@pytest.fixture(params=LAYOUTS)
+@pytest.fixture(params=[*LAYOUTS, "lstm, luong"])
 def examined(request):
     return of_family(request.param)
 

@@ -52,6 +52,15 @@ def test_text_survives_the_round_trip(config):
         assert tokenizer.decode(tokenizer.sample(texts, seed=3)) == texts
 
 
+def test_words_are_ids_of_their_own_and_the_rarest_are_unknown():
+    data = dataset_of(train=MadePairs(["a b b c c c"] * 20, ["d d d d"] * 20))
+    whole = train_tokenizers(data, replace(BPE, kind="word", vocab_size=8, sampling=0.0)).source
+    assert whole.pieces(range(4, 8)) == ["▁d", "▁c", "▁b", "▁a"]
+    assert whole.decode(whole.encode(["c a  d"])) == ["c a d"]
+    few = train_tokenizers(data, replace(BPE, kind="word", vocab_size=6, sampling=0.0)).source
+    assert few.encode(["c a d bb"]) == [[5, UNK, 4, UNK]]
+
+
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: config.kind)
 def test_decode_stops_at_eos_and_leaves_out_padding(config):
     tokenizer = train_tokenizers(DATA, config).target

@@ -1,6 +1,7 @@
 """Decoding with the real model: its cache, in bulk, gives what the whole forward pass gives."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,12 @@ from flax import linen as nn
 
 from tests.decoding.test_batching import config, same
 from transformer_jax.decoding.batching import Decoder
+from transformer_jax.decoding.beam import BeamSearch, search
+from transformer_jax.decoding.interface import Requests
 from transformer_jax.decoding.scoring import Scorer
-from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, TransformerConfig
+from transformer_jax.errors import UserError
+from transformer_jax.models.recurrent import RecurrentConfig, RecurrentEncoderDecoder
+from transformer_jax.models.transformer import EncoderDecoder, TransformerConfig
 
 BASE = TransformerConfig(
     source_vocab_size=50,
@@ -24,24 +29,30 @@ BASE = TransformerConfig(
     max_length=40,
     tie_embeddings="all",
 )
+LSTM = RecurrentConfig(source_vocab_size=50, target_vocab_size=50, num_layers=2, d_model=32, max_length=40)
+MODELS = {
+    **{name: (EncoderDecoder, BASE, {"positions": name}) for name in ("sinusoidal", "rotary", "relative")},
+    **{f"lstm, {name}": (RecurrentEncoderDecoder, LSTM, {"attention": name}) for name in ("none", "luong", "bahdanau")},
+}
 RNG = np.random.default_rng(0)
 SOURCES = [RNG.integers(4, 50, RNG.integers(1, 30)).tolist() for _ in range(23)]
 SETTINGS = config(batch_size=4, max_length_factor=0.5, max_length_offset=3, max_target_length=30)
 
 
-def make(**changes):
-    model = EncoderDecoder(dataclasses.replace(BASE, **changes))
+def make(name="sinusoidal", **changes):
+    kind, base, own = MODELS[name]
+    model = kind(config=dataclasses.replace(base, **own, **changes))
     tokens = jnp.ones((1, 4), jnp.int32)
     params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(3), tokens, tokens)["params"])
     # Larger weights: outputs of an untrained model hardly depend on the source, and mistakes would not show.
     return model, jax.tree.map(lambda leaf: leaf * 2.5 if leaf.ndim > 1 else leaf, params)
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "rotary", "relative"])
-def test_cached_beams_are_scored_as_by_the_whole_forward_pass(positions):
+@pytest.mark.parametrize("name", MODELS)
+def test_cached_beams_are_scored_as_by_the_whole_forward_pass(name):
     """Beams that were reordered, rows at different positions: every log-probability is the model's."""
-    model, params = make(positions=positions)
-    found = Decoder(IncrementalDecoder(model), SETTINGS).decode(params, SOURCES)
+    model, params = make(name)
+    found = Decoder(model.incremental(), SETTINGS).decode(params, SOURCES)
     scorer = Scorer(lambda p, s, t: model.apply({"params": p}, s, t), batch_size=8, max_length=40)
     for rank in (0, 1):
         outputs = [hypotheses[rank] for hypotheses in found]
@@ -51,23 +62,53 @@ def test_cached_beams_are_scored_as_by_the_whole_forward_pass(positions):
     assert len({tuple(h[0].tokens) for h in found}) > len(SOURCES) // 2
 
 
-def test_batch_composition_does_not_change_a_translation():
-    model, params = make()
-    decoder = Decoder(IncrementalDecoder(model), SETTINGS)
+@pytest.mark.parametrize("name", ["sinusoidal", "lstm, luong"])
+def test_batch_composition_does_not_change_a_translation(name):
+    model, params = make(name)
+    decoder = Decoder(model.incremental(), SETTINGS)
     together = decoder.decode(params, SOURCES)
     same([decoder.decode(params, [source])[0] for source in SOURCES], together)
     order = np.random.default_rng(1).permutation(len(SOURCES))
     same(decoder.decode(params, [SOURCES[i] for i in order]), [together[i] for i in order])
 
 
-def test_coverage_with_the_model():
+@pytest.mark.parametrize("name", ["sinusoidal", "lstm, luong"])
+def test_coverage_with_the_model(name):
     """The penalty, which is never positive, changes what is chosen."""
-    model, params = make()
+    model, params = make(name)
     covering = dataclasses.replace(SETTINGS, coverage_penalty=5.0)
     sources = [source for source in SOURCES if len(source) < 16]
-    plain = Decoder(IncrementalDecoder(model), SETTINGS).decode(params, sources)
-    found = Decoder(IncrementalDecoder(model), covering).decode(params, sources)
+    plain = Decoder(model.incremental(), SETTINGS).decode(params, sources)
+    found = Decoder(model.incremental(), covering).decode(params, sources)
     assert any(a[0].tokens != b[0].tokens for a, b in zip(plain, found, strict=True))
     penalties = [h.score - h.log_prob / ((6 + len(h.tokens)) / 6) ** 0.6 for hs in found for h in hs]
     assert max(penalties) < 1e-4
     assert min(penalties) < -1
+
+
+def test_no_attention_means_no_coverage():
+    model, _ = make("lstm, none")
+    with pytest.raises(UserError, match="RecurrentDecoder does not offer"):
+        Decoder(model.incremental(), dataclasses.replace(SETTINGS, coverage_penalty=1.0))
+
+
+@pytest.mark.parametrize("name", ["sinusoidal", "lstm, none", "lstm, luong", "lstm, bahdanau"])
+def test_a_wide_beam_equals_exhaustive_search(name):
+    """Three words, at most four tokens with the end: the best six of all 40 outputs as the forward pass has them."""
+    model, params = make(name, source_vocab_size=7, target_vocab_size=7)
+    words, limit = (4, 5, 6), 4
+    source = np.array([[4, 6, 6, 5, 1], [5, 1, 0, 0, 0]], np.int32)
+    outputs = [body for n in range(limit) for body in itertools.product(words, repeat=n)]
+    scorer = Scorer(lambda p, s, t: model.apply({"params": p}, s, t), batch_size=40, max_length=8)
+    searcher = BeamSearch(model.incremental(), 40, 6, 0.6, 0.0, 1, 0.0)
+    nothing = jnp.zeros((2, 0), jnp.int32)
+    requests = Requests(jnp.asarray(source), jnp.full(2, limit), nothing, jnp.zeros((2, 2), jnp.int32))
+    found = jax.jit(lambda p, r: search(searcher, p, r, limit))(params, requests)
+    for row, tokens in enumerate(([4, 6, 6, 5], [5])):
+        scores = [s.sum() for s in scorer.score(params, [tokens] * len(outputs), outputs)]
+        ranked = sorted(((log_p / ((6 + len(o)) / 6) ** 0.6, o) for log_p, o in zip(scores, outputs, strict=True)))[
+            ::-1
+        ]
+        np.testing.assert_allclose(found.scores[row], [score for score, _ in ranked[:6]], rtol=2e-4)
+        for tokens_found, (_, body) in zip(np.asarray(found.tokens[row]), ranked[:6], strict=True):
+            assert tokens_found[: len(body) + 1].tolist() == [*body, 1]

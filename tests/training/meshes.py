@@ -12,10 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from tests.training.tiny_training import ADAM, GUARD, make_batch, make_task
+from tests.training.tiny_training import ADAM, GUARD, make_batch, make_recurrent_task, make_task
 from transformer_jax.decoding.batching import Decoder
 from transformer_jax.decoding.config import DecodingConfig, SamplingConfig
-from transformer_jax.models.transformer import IncrementalDecoder
 from transformer_jax.sharding import AXES, fetch, place_batch
 from transformer_jax.training.optimizers import OptimizerConfig, learning_rate, make_optimizer
 from transformer_jax.training.step import abstract_state, make_evaluation_step, make_train_step
@@ -53,7 +52,8 @@ def mesh_of(shape: tuple[int, ...]) -> jax.sharding.Mesh:
 
 
 def train(shape: tuple[int, ...], optimizer_name: str = "adamw", accumulation: int = 1, **model: Any) -> Any:
-    mesh, task, config = mesh_of(shape), make_task(**model), optimizer_config(optimizer_name)
+    mesh, config = mesh_of(shape), optimizer_config(optimizer_name)
+    task = make_recurrent_task(**model) if "attention" in model else make_task(**model)
     optimizer = make_optimizer(config, STEPS)
     shapes, create = abstract_state(task, optimizer, mesh, seed=0, ema=True)
     rate = learning_rate(config, STEPS)
@@ -72,7 +72,7 @@ def train(shape: tuple[int, ...], optimizer_name: str = "adamw", accumulation: i
         },
     }
     if optimizer_name == "adamw":
-        found = Decoder(IncrementalDecoder(task.model), DECODING, mesh).decode(state.params, SOURCES)
+        found = Decoder(task.model.incremental(), DECODING, mesh).decode(state.params, SOURCES)
         sums = fetch(make_evaluation_step(task, mesh)(state.params, place_batch(mesh, make_batch(seed=9))))
         result |= {
             "evaluated": float(sums["loss"]),
@@ -122,6 +122,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "fsdp 8": (FSDP, "adamw", 1, {"remat": "dots"}),
     "tensor 4 data 2": (TENSOR, "adamw", 2, {}),
     "2 2 2": (ALL, "adamw", 1, {"remat": "full"}),
+    **{f"{kind} one": (ONE, "adamw", 1, {"attention": kind}) for kind in ("none", "luong")},
+    **{f"{kind} 2 2 2": (ALL, "adamw", 2, {"attention": kind}) for kind in ("none", "luong")},
     "muon one": (ONE, "muon", 2, OTHER["muon"]),
     "muon 2 2 2": (ALL, "muon", 2, {**OTHER["muon"], "remat": "weights"}),
     "schedule_free_adamw one": (ONE, "schedule_free_adamw", 1, OTHER["schedule_free_adamw"]),

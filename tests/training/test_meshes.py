@@ -50,6 +50,15 @@ def test_twenty_steps_and_translations_are_those_of_one_device(results: dict[str
     assert len({str(best[0]) for best in wanted["translations"]}) > 3
 
 
+@pytest.mark.parametrize("attention", ["none", "luong"])
+def test_recurrent_networks_too(results: dict[str, Any], attention: str) -> None:
+    found, wanted = results[f"{attention} 2 2 2"], results[f"{attention} one"]
+    np.testing.assert_allclose(found["losses"], wanted["losses"], rtol=1e-5)
+    assert found["translations"] == wanted["translations"]
+    specs = found["specs"]
+    assert specs["params/decoder/layer_0/cell/recurrent/kernel"] == ["fsdp", "None", "None"]
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_and_rematerialisation(results: dict[str, Any], optimizer: str) -> None:
     """Scanned; grouped heads, gated units, relative positions, tables apart: see the cases in `meshes`."""

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from tests.models.tiny import tiny_config
+from transformer_jax.models.recurrent import RecurrentConfig, RecurrentEncoderDecoder
 from transformer_jax.models.transformer import EncoderDecoder
 from transformer_jax.training.guard import GuardConfig
 from transformer_jax.training.optimizers import OptimizerConfig
@@ -31,6 +32,20 @@ def make_task(regularizer: Any = "none", **changes: Any) -> TranslationTask:
     dropout = dict(dropout_rate=0.2, embedding_dropout_rate=0.1, attention_dropout_rate=0.1)
     config = tiny_config(**{**sizes, **dropout, **changes})
     return TranslationTask(EncoderDecoder(config), TaskConfig(0.1, regularizer, 1.0, 0.2, 8))
+
+
+def make_recurrent_task(attention: Any) -> TranslationTask:
+    """Two layers of LSTMs in each side, vocabulary 16, every dropout."""
+    config = RecurrentConfig(
+        source_vocab_size=16,
+        target_vocab_size=16,
+        d_model=16,
+        num_layers=2,
+        attention=attention,
+        max_length=16,
+        recurrent_dropout_rate=0.1,
+    )
+    return TranslationTask(RecurrentEncoderDecoder(config=config), TaskConfig(0.1, "none", 0.0, 0.0, 8))
 
 
 def make_batch(seed: int = 0) -> dict[str, np.ndarray]:

@@ -25,7 +25,6 @@ from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config
 from transformer_jax.families.registry import find_family
 from transformer_jax.families.translation import TranslationConfig, make_model
-from transformer_jax.models.transformer import IncrementalDecoder, plain
 from transformer_jax.sharding import MeshConfig, make_mesh, place_batch
 from transformer_jax.training.loop import check_rows, compile_shapes
 from transformer_jax.training.optimizers import learning_rate, make_optimizer
@@ -152,11 +151,10 @@ def force_length(decoding: DecodingConfig, tokens: int) -> DecodingConfig:
 def random_translator(config: TranslationConfig, decoding: DecodingConfig) -> Translator:
     """A translator with the initial weights of a config: as fast as a trained one if lengths are forced."""
     tokenizers = train_tokenizers(load_dataset(config.dataset), config.tokenizer)
-    model = make_model(config, tokenizers)
-    model = model.clone(config=plain(model.config))
+    model = make_model(config, tokenizers).plain()
     params = nn.unbox(TranslationTask(model, config.task).init(jax.random.key(config.seed)))
     mesh = make_mesh(MeshConfig(-1, 1, 1)) if jax.device_count() > 1 else None
-    return Translator(IncrementalDecoder(model), params, tokenizers, decoding, mesh)
+    return Translator(model.incremental(), params, tokenizers, decoding, mesh)
 
 
 def measure_decoding(translator: Translator, lines: Sequence[str], repeats: int, singles: int) -> Result:

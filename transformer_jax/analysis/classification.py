@@ -29,7 +29,8 @@ from transformer_jax.families.classification import (
     vocabulary,
 )
 from transformer_jax.models.encoder import Classifier
-from transformer_jax.models.transformer import PAD_ID, plain
+from transformer_jax.models.tokens import PAD_ID
+from transformer_jax.models.transformer import plain
 from transformer_jax.sharding import MeshConfig, make_mesh, place
 from transformer_jax.training.classification import ClassificationTask
 

@@ -25,7 +25,8 @@ from transformer_jax.decoding.batching import pad_tokens
 from transformer_jax.errors import UserError
 from transformer_jax.families.masked_lm import MaskedRunConfig, model_config
 from transformer_jax.models.encoder import MaskedLanguageModel
-from transformer_jax.models.transformer import PAD_ID, Params, plain
+from transformer_jax.models.tokens import PAD_ID
+from transformer_jax.models.transformer import Params, plain
 from transformer_jax.sharding import MeshConfig, make_mesh, place
 from transformer_jax.training.evaluators import split_sums
 from transformer_jax.training.masked_language_modeling import MaskedLanguageModelTask

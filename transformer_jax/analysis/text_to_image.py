@@ -21,7 +21,8 @@ from transformer_jax.families.image_judges import make_judge
 from transformer_jax.families.image_tokenizer import ImageTokenizer
 from transformer_jax.families.text_to_image import TextToImageRunConfig, model_config, token_rows
 from transformer_jax.models.text_to_image import TextToImage
-from transformer_jax.models.transformer import BOS_ID, plain
+from transformer_jax.models.tokens import BOS_ID
+from transformer_jax.models.transformer import plain
 from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.training.evaluators import split_sums
 from transformer_jax.training.step import make_evaluation_step

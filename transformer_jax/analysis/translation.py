@@ -20,7 +20,7 @@ from transformer_jax.decoding.tracing import Trace, trace
 from transformer_jax.decoding.translator import Translator
 from transformer_jax.errors import UserError
 from transformer_jax.families.translation import TranslationConfig, make_model
-from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, Params, plain
+from transformer_jax.models.seq2seq import Seq2Seq
 
 
 class TranslationRun(Run):
@@ -42,9 +42,9 @@ class TranslationRun(Run):
         return self.tokenizers.source
 
     @cached_property
-    def model(self) -> EncoderDecoder:
+    def model(self) -> Seq2Seq:
         """The unrolled model, whichever way it was trained; `params` fits it."""
-        return EncoderDecoder(plain(make_model(self.config, self.tokenizers).config))
+        return make_model(self.config, self.tokenizers).plain()
 
     def decoding(self, **overrides: Any) -> DecodingConfig:
         """The run's decoding settings, changed by keyword: ``beam_size=1``, ``n_best=5`` …"""
@@ -56,7 +56,7 @@ class TranslationRun(Run):
     def translator(self, **overrides: Any) -> Translator:
         """A translator with the run's decoding settings, changed by keyword as for `decoding`."""
         settings = self.decoding(**overrides)
-        return Translator(IncrementalDecoder(self.model), self.params, self.tokenizers, settings, decoding_mesh())
+        return Translator(self.model.incremental(), self.params, self.tokenizers, settings, decoding_mesh())
 
     def inputs(self, *texts: Sequence[str]) -> Inputs:
         """Sources int32[B, S] and targets int32[B, T], each with its end; position t is where target t is predicted."""
@@ -109,7 +109,7 @@ class TranslationRun(Run):
 
     @cached_property
     def _scorer(self) -> Scorer:
-        def logits(params: Params, source: Any, target: Any) -> Any:
+        def logits(params: Any, source: Any, target: Any) -> Any:
             return self.model.apply({"params": params}, source, target)
 
         decoding = self.config.decoding

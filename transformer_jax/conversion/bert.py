@@ -20,7 +20,7 @@ from transformer_jax.data.wordpiece import SPECIAL, WordPieceTokenizer
 from transformer_jax.errors import UserError
 from transformer_jax.models.encoder import Classifier, ClassifierConfig, Encoder, EncoderConfig, MaskedLanguageModel
 from transformer_jax.models.layers import UNLIKELY
-from transformer_jax.models.transformer import PAD_ID
+from transformer_jax.models.tokens import PAD_ID
 
 ACTIVATIONS = {"gelu_exact": "gelu", "gelu": "gelu_new", "relu": "relu", "silu": "silu"}
 READ_ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"gelu_pytorch_tanh": "gelu"}

@@ -20,14 +20,8 @@ from transformer_jax.errors import UserError
 from transformer_jax.models.language_model import LanguageModelConfig
 from transformer_jax.models.layers import UNLIKELY
 from transformer_jax.models.positions import sinusoidal
-from transformer_jax.models.transformer import (
-    BOS_ID,
-    EOS_ID,
-    PAD_ID,
-    UNK_ID,
-    BlockConfig,
-    TransformerConfig,
-)
+from transformer_jax.models.tokens import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from transformer_jax.models.transformer import BlockConfig, TransformerConfig
 
 BINARY_VERSION = 6
 REVISIONS = {"TransformerSpec": 7, "TransformerDecoderSpec": 8}

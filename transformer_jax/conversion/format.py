@@ -45,7 +45,7 @@ class Format(NamedTuple):
     """One format. What of a run it cannot express is a UserError that names the switch and what would do.
 
     Attributes:
-      family: of the runs that it is for.
+      family, architecture: of the runs that it is for.
       suits: whether it is what one would want for a model's hyperparameters, where no format is named.
       export: what to write for an opened run.
       model_type: of config.json there.
@@ -62,6 +62,7 @@ class Format(NamedTuple):
     model_type: str = ""
     describe: Callable[[Path, Mapping[str, Any]], Described] | None = None
     load: Callable[[Path, Mapping[str, Any], Any], tuple[Any, Flat]] | None = None
+    architecture: str = "transformer"
 
 
 def require(what: str, values: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:

@@ -15,7 +15,7 @@ from transformer_jax.conversion.mapping import Flat, Leaf, Mapping, Pair, flatte
 from transformer_jax.conversion.tensors import read_tensors
 from transformer_jax.conversion.text_files import read_byte_level, text_tokenizer_files
 from transformer_jax.models.language_model import LanguageModel, LanguageModelConfig
-from transformer_jax.models.transformer import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from transformer_jax.models.tokens import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 ALLOWED = {
     "model.norm_placement": ("pre",),

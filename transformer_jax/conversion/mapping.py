@@ -19,7 +19,7 @@ from flax import traverse_util
 from transformer_jax.conversion.tensors import Tensors
 from transformer_jax.errors import UserError
 
-ONE_AXIS = (("heads", "head_dim"), ("kv_heads", "head_dim"))
+ONE_AXIS = (("heads", "head_dim"), ("kv_heads", "head_dim"), ("gate", "units"))
 """Neighbouring axes here that are one axis in other layouts."""
 
 Flat = dict[str, np.ndarray]

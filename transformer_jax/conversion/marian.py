@@ -20,14 +20,8 @@ from transformer_jax.conversion.tensors import read_json, read_tensors
 from transformer_jax.errors import UserError
 from transformer_jax.models.layers import UNLIKELY
 from transformer_jax.models.positions import sinusoidal
-from transformer_jax.models.transformer import (
-    BOS_ID,
-    EOS_ID,
-    PAD_ID,
-    UNK_ID,
-    EncoderDecoder,
-    TransformerConfig,
-)
+from transformer_jax.models.tokens import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from transformer_jax.models.transformer import EncoderDecoder, TransformerConfig
 
 EPSILON = 1e-5
 """Of every norm there; it is no setting."""

@@ -8,10 +8,11 @@ from transformer_jax.conversion.bert import BERT, BERT_CLASSIFIER
 from transformer_jax.conversion.ctranslate2 import CTRANSLATE2, CTRANSLATE2_TEXT
 from transformer_jax.conversion.format import Format
 from transformer_jax.conversion.gpt2 import GPT2
+from transformer_jax.conversion.lstm import LSTM
 from transformer_jax.conversion.marian import MARIAN, PEGASUS
 from transformer_jax.errors import UserError
 
-FORMATS: tuple[Format, ...] = (MARIAN, PEGASUS, GPT2, BERT, BERT_CLASSIFIER, CTRANSLATE2, CTRANSLATE2_TEXT)
+FORMATS: tuple[Format, ...] = (MARIAN, PEGASUS, GPT2, LSTM, BERT, BERT_CLASSIFIER, CTRANSLATE2, CTRANSLATE2_TEXT)
 
 
 def format_for_run(name: str | None, family: str, model: Any) -> Format:
@@ -19,7 +20,8 @@ def format_for_run(name: str | None, family: str, model: Any) -> Format:
 
     Raises: UserError when there is none for the family.
     """
-    own = {found.name: found for found in FORMATS if found.family == family}
+    kind = family, getattr(model, "architecture", "transformer")
+    own = {found.name: found for found in FORMATS if (found.family, found.architecture) == kind}
     if name is None:
         for found in own.values():
             if found.suits(model):

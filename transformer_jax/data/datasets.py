@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from transformer_jax.data.cache import cache_directory
+from transformer_jax.data.long_range import PREFIX, open_long_range
 from transformer_jax.data.multi30k import open_multi30k
 from transformer_jax.data.parallel_text import open_parallel_text
 from transformer_jax.data.phrases import open_phrases
@@ -27,7 +28,7 @@ class DatasetConfig:
     """Which sentence pairs to train and test on.
 
     Attributes:
-      name: `phrases`, `multi30k`, `parallel_text`, or the name of a TFDS translation dataset
+      name: `phrases`, `multi30k`, `parallel_text`, `long_range/TASK`, or the name of a TFDS translation dataset
         (`wmt14_translate/de-en`).
       source_language: what is translated from, for example `en`.
       target_language: what is translated to, for example `de`.
@@ -139,10 +140,12 @@ def _open(config: DatasetConfig) -> dict[str, Records]:
                     f"dataset.{split} is {getattr(config, split)!r}, but only dataset.name=parallel_text "
                     f'reads files by name: set dataset.{split}="" or dataset.name=parallel_text'
                 )
+        if config.path and (config.name == "phrases" or config.name.startswith(PREFIX)):
+            raise UserError(f'dataset.path is {config.path!r}, but {config.name} reads no files: set dataset.path=""')
         if config.name == "phrases":
-            if config.path:
-                raise UserError(f'dataset.path is {config.path!r}, but phrases reads no files: set dataset.path=""')
             builder = open_phrases(source, target)
+        elif config.name.startswith(PREFIX):
+            builder = open_long_range(config.name)
         elif config.name == "multi30k":
             builder = open_multi30k(source, target, config.path)
         else:

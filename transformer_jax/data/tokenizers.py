@@ -1,4 +1,4 @@
-"""Text to token ids and back: SentencePiece (BPE or unigram) trained on the training split, or plain bytes.
+"""Text to token ids and back: SentencePiece (BPE, unigram or words) trained on the training split, or plain bytes.
 
 Every vocabulary begins with the same four ids: padding, end of sentence, unknown, beginning of sentence.
 """
@@ -25,7 +25,7 @@ from transformer_jax.data.subwords import SPACE, BpeDropout, UnigramSampling, Wo
 from transformer_jax.errors import UserError
 
 PAD, EOS, UNK, BOS = 0, 1, 2, 3
-KINDS = ("bpe", "unigram", "byte")
+KINDS = ("bpe", "unigram", "word", "byte")
 BYTE_VOCAB_SIZE = BOS + 1 + 256
 FORMAT = 1
 JOINT, APART = ("joint.model",), ("source.model", "target.model")
@@ -40,7 +40,8 @@ class TokenizerConfig:
     """How text becomes tokens.
 
     Attributes:
-      kind: `bpe` (Sennrich et al. 2016), `unigram` (Kudo 2018) or `byte` (UTF-8 bytes, nothing is trained).
+      kind: `bpe` (Sennrich et al. 2016), `unigram` (Kudo 2018), `word` (what white space separates, the most
+        frequent first) or `byte` (UTF-8 bytes, nothing is trained).
       vocab_size: number of ids, the four special ones included; of each side where `joint` is off.
         Bytes have 260.
       joint: one vocabulary for both languages, trained on both.
@@ -73,8 +74,8 @@ class TokenizerConfig:
             )
         if not 0 <= self.sampling <= 1:
             raise UserError(f"tokenizer.sampling is {self.sampling}: it must be from 0 (off) to 1")
-        if self.sampling and self.kind == "byte":
-            raise UserError(f"tokenizer.sampling is {self.sampling}: bytes have one segmentation only; set it to 0")
+        if self.sampling and self.kind in ("word", "byte"):
+            raise UserError(f"tokenizer.sampling is {self.sampling}: {self.kind}s have one segmentation; set it to 0")
 
 
 class Tokenizer(Protocol):
@@ -121,7 +122,7 @@ class SentencePieceTokenizer:
 
     Args:
       model: the serialised SentencePiece model.
-      kind: `bpe` or `unigram`, as the model is.
+      kind: `bpe`, `unigram` or `word`, as the model is.
       sampling: strength of subword sampling, as in `TokenizerConfig`.
       vocab_size: most ids there may be; pieces of the model beyond are unknown tokens.
     """

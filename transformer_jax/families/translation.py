@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from transformer_jax.config import build
+from transformer_jax.config import build, suggest
 from transformer_jax.data.bucketing import BatchingConfig, Shape
 from transformer_jax.data.datasets import Dataset, DatasetConfig, load_dataset
 from transformer_jax.data.pipeline import Pipeline, validation_batches
@@ -19,13 +19,20 @@ from transformer_jax.errors import UserError
 from transformer_jax.evaluation.bleu import translation_scores
 from transformer_jax.experiment import EvaluationConfig, RunConfig
 from transformer_jax.families.family import Experiment, Family
-from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, TransformerConfig
+from transformer_jax.models.recurrent import RecurrentConfig, RecurrentEncoderDecoder
+from transformer_jax.models.seq2seq import Seq2Seq
+from transformer_jax.models.transformer import EncoderDecoder, TransformerConfig
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.training.evaluators import split_sums
 from transformer_jax.training.step import make_evaluation_step
 from transformer_jax.training.tasks import TaskConfig, TranslationTask
 
 VOCABULARIES = ("source_vocab_size", "target_vocab_size")
+ARCHITECTURES: dict[str, tuple[type, type[Seq2Seq]]] = {
+    "transformer": (TransformerConfig, EncoderDecoder),
+    "lstm": (RecurrentConfig, RecurrentEncoderDecoder),
+}
+"""The networks that translate: what ``model.architecture`` may be, its hyperparameters, and the model."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class TranslationEvaluationConfig(EvaluationConfig):
 
 @dataclass(frozen=True)
 class TranslationConfig(RunConfig):
-    """``model`` holds TransformerConfig without the vocabularies, which tokenizers give."""
+    """``model`` holds the hyperparameters of an architecture without the vocabularies, which tokenizers give."""
 
     dataset: DatasetConfig
     tokenizer: TokenizerConfig
@@ -85,15 +92,19 @@ class TranslationConfig(RunConfig):
                 )
 
 
-def model_config(config: TranslationConfig, source_vocab_size: int, target_vocab_size: int) -> TransformerConfig:
-    """The model's hyperparameters, complete."""
+def model_config(config: TranslationConfig, source_vocab_size: int, target_vocab_size: int) -> Any:
+    """The model's hyperparameters, complete: those of its architecture."""
+    architecture = config.model.get("architecture", TransformerConfig.architecture)
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"model.architecture is {architecture!r}. {suggest(str(architecture), ARCHITECTURES)}")
     sizes = dict(zip(VOCABULARIES, (source_vocab_size, target_vocab_size), strict=True))
-    return build(TransformerConfig, {**config.model, **sizes}, "model")
+    return build(ARCHITECTURES[architecture][0], {**config.model, **sizes}, "model")
 
 
-def make_model(config: TranslationConfig, tokenizers: TokenizerPair) -> EncoderDecoder:
+def make_model(config: TranslationConfig, tokenizers: TokenizerPair) -> Seq2Seq:
     """The model for the vocabularies that the tokenizers turned out to have."""
-    return EncoderDecoder(model_config(config, tokenizers.source.vocab_size, tokenizers.target.vocab_size))
+    hyperparameters = model_config(config, tokenizers.source.vocab_size, tokenizers.target.vocab_size)
+    return ARCHITECTURES[hyperparameters.architecture][1](config=hyperparameters)
 
 
 class TranslationEvaluator:
@@ -120,7 +131,7 @@ class TranslationEvaluator:
         if config.evaluation.decode != "none":
             method = config.evaluation.decode
             decoding = dataclasses.replace(config.decoding, method=method, n_best=1)
-            self._translator = Translator(IncrementalDecoder(task.model), None, tokenizers, decoding, mesh)
+            self._translator = Translator(task.model.incremental(), None, tokenizers, decoding, mesh)
 
     def __call__(self, params: Any) -> Iterator[tuple[str, float]]:
         """Yields loss, nll, perplexity, and with translations bleu, chrf and exact_match of validation."""

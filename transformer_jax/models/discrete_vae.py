@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from transformer_jax.models.layers import Axes, Embedding, Weights, uniform
-from transformer_jax.models.transformer import need
+from transformer_jax.models.layers import Axes, Embedding, Weights, need, uniform
 
 EPSILON = 0.1
 """Pixel values lie in [ε, 1-ε], where their logits are finite (appendix A.3)."""

@@ -22,11 +22,12 @@ from transformer_jax.models.layers import (
     draw_normal,
     dropout,
     linear_logits,
+    need,
     product,
 )
 from transformer_jax.models.positions import sinusoidal
 from transformer_jax.models.taps import Network, tap
-from transformer_jax.models.transformer import ACTIVATIONS, BlockConfig, Stack, need
+from transformer_jax.models.transformer import ACTIVATIONS, BlockConfig, Stack
 
 
 @dataclass(frozen=True, kw_only=True)

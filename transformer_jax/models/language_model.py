@@ -11,22 +11,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from transformer_jax.models.attention import MASKED
-from transformer_jax.models.layers import UNLIKELY, Embedding, Seeds, draw_normal, dropout, linear_logits
+from transformer_jax.models.layers import UNLIKELY, Embedding, Seeds, draw_normal, dropout, linear_logits, need
 from transformer_jax.models.positions import sinusoidal
 from transformer_jax.models.taps import Network, tap
-from transformer_jax.models.transformer import (
-    BOS_ID,
-    EOS_ID,
-    PAD_ID,
-    UNK_ID,
-    BlockConfig,
-    Cache,
-    Params,
-    Stack,
-    need,
-    plain,
-    unroll,
-)
+from transformer_jax.models.tokens import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, plain, unroll
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from transformer_jax.errors import UserError
+
 Axes = tuple[str | None, ...]
 Seeds = Array | None
 """Dropout seeds: uint32[B], one a row, or None for a deterministic pass."""
 
 UNLIKELY = -1e4
 """The bias of a token that is never to be likely: its probability is zero, yet means over logits stay sensible."""
+
+
+def need(ok: bool, message: str) -> None:
+    """Raises: UserError with the message unless ``ok``."""
+    if not ok:
+        raise UserError(f"model: {message}")
 
 
 def at_use(variables: Any, dtype: str) -> Any:

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
@@ -69,6 +71,21 @@ def tap(module: nn.Module, point: str, value: Array) -> Array:
         value = interventions("/".join((*module.path, point)), value)
     module.sow(COLLECTION, point, value)
     return value
+
+
+def edit_step(module: nn.Module, point: str, value: Array, step: Array | int, steps: int) -> Array:
+    """What `tap` gives back, for what a recurrence computes at one of its steps; reads nothing.
+
+    Edits are given all steps on the last axis but one, as elsewhere. There value [..., n, X] stands from ``step`` on,
+    and zeros elsewhere: what comes later is not known yet.
+    """
+    interventions = _ACTIVE.get()
+    if interventions is None:
+        return value
+    whole = jnp.zeros((*value.shape[:-2], steps, value.shape[-1]), value.dtype)
+    whole = jax.lax.dynamic_update_slice_in_dim(whole, value, step, axis=-2)
+    whole = interventions("/".join((*module.path, point)), whole)
+    return jax.lax.dynamic_slice_in_dim(whole, step, value.shape[-2], axis=-2)
 
 
 def tapped(module: nn.Module) -> bool:

@@ -16,9 +16,10 @@ import numpy as np
 from jax import Array
 
 from transformer_jax.models.attention import MASKED
-from transformer_jax.models.layers import Embedding, Seeds, dropout
+from transformer_jax.models.layers import Embedding, Seeds, dropout, need
 from transformer_jax.models.taps import Network, tap
-from transformer_jax.models.transformer import BOS_ID, BlockConfig, Cache, Params, Stack, need, plain, unroll
+from transformer_jax.models.tokens import BOS_ID
+from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, plain, unroll
 
 EOS_ID = 1
 

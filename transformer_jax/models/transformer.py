@@ -8,34 +8,22 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from transformer_jax.errors import UserError
 from transformer_jax.models.attention import MASKED, MultiHeadAttention
-from transformer_jax.models.layers import (
-    Embedding,
-    Norm,
-    OutputBias,
-    Seeds,
-    Weights,
-    at_use,
-    dropout,
-    fold_in,
-    linear_logits,
-    product,
-)
+from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in, need, product
 from transformer_jax.models.positions import RelativeBias, alibi, sinusoidal
-from transformer_jax.models.taps import COLLECTION, Network, tap
+from transformer_jax.models.seq2seq import Seq2Seq, Tying, check_tying, shifted
+from transformer_jax.models.taps import COLLECTION, tap
+from transformer_jax.models.tokens import PAD_ID
 
 Params = Any
 Cache = dict[str, Any]
-
-PAD_ID, EOS_ID, UNK_ID, BOS_ID = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,21 +116,17 @@ class BlockConfig:
 class TransformerConfig(BlockConfig):
     """Hyperparameters of one encoder-decoder."""
 
+    architecture: Literal["transformer"] = "transformer"
     source_vocab_size: int
     target_vocab_size: int
     num_encoder_layers: int = 6
     num_decoder_layers: int = 6
-    tie_embeddings: Literal["none", "source_target", "target_output", "all"] = "all"
+    tie_embeddings: Tying = "all"
     output_bias: bool = False  # a bias on each logit
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        need(
-            self.tie_embeddings not in ("source_target", "all") or self.source_vocab_size == self.target_vocab_size,
-            f"tie_embeddings={self.tie_embeddings!r} shares one table between the languages, but their vocabularies "
-            f"have {self.source_vocab_size} and {self.target_vocab_size} entries; use tokenizer.joint=True, "
-            "or tie_embeddings='target_output' or 'none'.",
-        )
+        check_tying(self)
 
 
 AnyBlocks = TypeVar("AnyBlocks", bound=BlockConfig)
@@ -154,12 +138,6 @@ def plain(config: AnyBlocks) -> AnyBlocks:
     Parameters fit it after `unroll`.
     """
     return dataclasses.replace(config, scan_layers=False, remat="none", attention_implementation="plain")
-
-
-def need(ok: bool, message: str) -> None:
-    """Raises: UserError with the message unless ``ok``."""
-    if not ok:
-        raise UserError(f"model: {message}")
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -389,51 +367,39 @@ class Stack(nn.Module):
         return tap(self, "output", self.final_norm(x) if self.config.norm_placement == "pre" else x)
 
 
-class EncoderDecoder(Network):
+class EncoderDecoder(Seq2Seq):
     """The Transformer of Vaswani et al. 2017.
 
-    ``model.apply({"params": params}, source, target)`` gives logits float32[B, T, V], where position t predicts
-    ``target[:, t]`` from the source and ``target[:, :t]``: the shift to the right happens inside.
-
-    Points: ``source_embeddings`` [B, S, D], ``target_embeddings`` [B, T, D], ``logits`` float32[B, T, V].
+    Points: ``source_embeddings`` [B, S, D], ``target_embeddings`` [B, T, D].
     """
 
     config: TransformerConfig
-    num_inputs: ClassVar[int] = 2
 
     def setup(self) -> None:
         c = self.config
-        if c.tie_embeddings in ("source_target", "all"):
-            self.shared_embedding = Embedding(c.target_vocab_size, c.d_model)
-        else:
-            self.source_embedding = Embedding(c.source_vocab_size, c.d_model)
-            self.target_embedding = Embedding(c.target_vocab_size, c.d_model)
-        if c.tie_embeddings in ("none", "source_target"):
-            self.output_embedding = Embedding(c.target_vocab_size, c.d_model)
+        self.setup_tables()
         if c.positions == "learned":
             self.source_positions = Embedding(c.max_length, c.d_model, ("positions", "embed"))
             self.target_positions = Embedding(c.max_length, c.d_model, ("positions", "embed"))
-        if c.output_bias:
-            self.output_bias = OutputBias(c.target_vocab_size)
         self.encoder = Stack(c, c.num_encoder_layers, causal=False, has_memory=False)
         self.decoder = Stack(c, c.num_decoder_layers, causal=True, has_memory=True)
 
-    def _table(self, side: str) -> Array:
-        return getattr(self, f"{side}_embedding" if hasattr(self, f"{side}_embedding") else "shared_embedding")()
+    @nn.nowrap
+    def plain(self) -> "EncoderDecoder":
+        return self.clone(config=plain(self.config))
+
+    @nn.nowrap
+    def incremental(self) -> "IncrementalDecoder":
+        return IncrementalDecoder(self)
 
     def _embed(self, side: str, tokens: Array, first: Array | int, seeds: Seeds, cut: float = 0.0) -> Array:
         """√D · E[token] + position (section 3.4 and 3.5), for positions first, first + 1, … or for positions as many
-        and as arranged as the tokens; a share ``cut`` of the token embeddings is zero (token cutoff, Shen et al.
-        2020)."""
+        and as arranged as the tokens."""
         c = self.config
         length = tokens.shape[1]
-        if isinstance(first, int) and length > c.max_length:
-            raise UserError(
-                f"model: a {side} of {length} tokens exceeds max_length={c.max_length}; split it, or raise it."
-            )
-        x = self._table(side)[tokens] * c.d_model**0.5
-        if cut:
-            x = jnp.where(dropout(jnp.ones(tokens.shape), seeds, f"{side}_cutoff", cut)[..., None] > 0, x, 0.0)
+        if isinstance(first, int):
+            self.check_length(f"a {side} of", length, "split it, or raise it.")
+        x = self.look_up(side, tokens, seeds, cut)
         if c.positions in ("sinusoidal", "learned"):
             learned = c.positions == "learned"
             table = (
@@ -451,34 +417,16 @@ class EncoderDecoder(Network):
         return self.encoder(x, bias, None, None, seeds), bias
 
     def hidden(self, source: Array, target: Array, seeds: Seeds = None, cut: float = 0.0) -> Array:
-        """The decoder's last states [B, T, D] under teacher forcing; `logits` of them predict ``target``."""
         memory, cross_bias = self.encode(source, seeds, cut)
-        inputs = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS_ID)
         seeds = fold_in(seeds, "decoder")
-        return self.decoder(self._embed("target", inputs, 0, seeds, cut), None, memory, cross_bias, seeds)
-
-    def output_table(self) -> Array:
-        """The last linear layer, tied or its own: float32[V, D], or [V, D + 1] where the last column is its bias."""
-        untied = self.config.tie_embeddings in ("none", "source_target")
-        table = self.output_embedding() if untied else self._table("target")
-        return jnp.concatenate([table, self.output_bias()[:, None]], axis=1) if self.config.output_bias else table
-
-    def logits(self, hidden: Array) -> Array:
-        """[B, T, D] -> float32[B, T, V]."""
-        return tap(self, "logits", linear_logits(hidden, self.output_table(), self.config.product_dtype))
-
-    def __call__(self, source: Array, target: Array, seeds: Seeds = None) -> Array:
-        return self.logits(self.hidden(source, target, seeds))
+        x = self._embed("target", shifted(target), 0, seeds, cut)
+        return self.decoder(x, None, memory, cross_bias, seeds)
 
     def start(self, source: Array, beam_size: int, max_length: int) -> Cache:
         """The cache before the first token: cross-attention keys and values of source int32[B, S], empty slots for
         max_length tokens of K beams. Every leaf has the leading axis B."""
         c = self.config
-        if max_length > c.max_length:
-            raise UserError(
-                f"model: decoding up to {max_length} tokens exceeds max_length={c.max_length}; lower the first, "
-                "or raise the second."
-            )
+        self.check_length("decoding up to", max_length, "lower the first, or raise the second.")
         memory, cross_bias = self.encode(source)
         B = source.shape[0]
         values = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.activation_dtype)
@@ -552,7 +500,7 @@ class IncrementalDecoder:
     model: EncoderDecoder
 
     def _apply(self, params: Params, *args: Any, method: str, **kwargs: Any) -> Any:
-        model = self.model.clone(config=plain(self.model.config))
+        model = self.model.plain()
         return model.apply({"params": unroll(params)}, *args, method=method, **kwargs)
 
     def start(self, params: Params, source: Array, beam_size: int, max_length: int) -> Cache:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from transformer_jax.models.layers import Embedding, Seeds, Weights, dropout, product
+from transformer_jax.models.layers import Embedding, Seeds, Weights, dropout, need, product
 from transformer_jax.models.positions import sinusoidal
 from transformer_jax.models.taps import Network, tap
-from transformer_jax.models.transformer import BlockConfig, Stack, need
+from transformer_jax.models.transformer import BlockConfig, Stack
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from transformer_jax.data.label_batches import UNLABELLED
 from transformer_jax.errors import UserError
 from transformer_jax.models.encoder import Classifier, initial_parameters
 from transformer_jax.models.layers import Seeds
-from transformer_jax.models.transformer import PAD_ID
+from transformer_jax.models.tokens import PAD_ID
 from transformer_jax.training.losses import Sums, cross_entropy
 from transformer_jax.training.tasks import Batch
 

@@ -10,7 +10,7 @@ from jax import Array
 from transformer_jax.errors import UserError
 from transformer_jax.models.language_model import LanguageModel, initial_parameters
 from transformer_jax.models.layers import Seeds, widened
-from transformer_jax.models.transformer import PAD_ID
+from transformer_jax.models.tokens import PAD_ID
 from transformer_jax.training.losses import Sums, summed_cross_entropy
 from transformer_jax.training.tasks import Batch, summarise
 

@@ -8,7 +8,7 @@ from jax import Array
 
 from transformer_jax.models.encoder import MaskedLanguageModel, initial_parameters
 from transformer_jax.models.layers import Seeds, widened
-from transformer_jax.models.transformer import PAD_ID
+from transformer_jax.models.tokens import PAD_ID
 from transformer_jax.training.language_modeling import LanguageModelTaskConfig
 from transformer_jax.training.losses import Sums, count_correct, summed_cross_entropy
 from transformer_jax.training.tasks import Batch, summarise

@@ -9,7 +9,8 @@ from jax import Array
 
 from transformer_jax.errors import UserError
 from transformer_jax.models.layers import Seeds, fold_in, widened
-from transformer_jax.models.transformer import PAD_ID, EncoderDecoder
+from transformer_jax.models.seq2seq import Seq2Seq
+from transformer_jax.models.tokens import PAD_ID
 from transformer_jax.training.losses import Sums, consistent_rows, in_chunks, summed_cross_entropy
 
 Batch = dict[str, Any]
@@ -62,7 +63,7 @@ class TranslationTask:
     token embeddings cut to zero.
     """
 
-    model: EncoderDecoder
+    model: Seq2Seq
     config: TaskConfig
 
     def init(self, rng: Array) -> Any:

@@ -10,7 +10,7 @@ from jax import Array
 from transformer_jax.errors import UserError
 from transformer_jax.models.layers import Seeds, uniform
 from transformer_jax.models.text_to_image import TextToImage
-from transformer_jax.models.transformer import BOS_ID
+from transformer_jax.models.tokens import BOS_ID
 from transformer_jax.training.losses import Sums, summed_cross_entropy
 from transformer_jax.training.tasks import Batch
 
