@@ -33,6 +33,11 @@ from transformer_jax.config import suggest
 from transformer_jax.errors import RESUME, UserError
 
 INTERRUPTED = RESUME
+DEFAULTS = {
+    "translation": "parallel_text.py",
+    "language_model": "language_model.py:files",
+    "masked_lm": "masked_lm.py:files",
+}
 OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<value>.*))?$", re.DOTALL)
 
 
@@ -62,6 +67,11 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     holder = define_config(flag_values)
     parse([f"--config={spec}", *(f"--config.{override}" for override in overrides)], (), flag_values)
     return holder.value
+
+
+def default_config(family: str) -> ConfigDict:
+    """What the config of a run made of another toolkit's checkpoint says where the checkpoint is silent."""
+    return load_config(str(Path(__file__).resolve().parents[1] / "configs" / DEFAULTS[family]))
 
 
 def parse(

@@ -10,10 +10,7 @@ safetensors and tokenizer files, in both directions; ctranslate2, written only. 
 error that says so before anything is written. Nothing that is read is executed. See docs/convert.md.
 """
 
-from pathlib import Path
-
 from absl import flags
-from ml_collections import ConfigDict
 
 from experiments import command_line
 from transformer_jax.errors import UserError
@@ -25,16 +22,6 @@ FORMAT = flags.DEFINE_string(
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "export: best, latest, a step, average:N or ema")
 WORKDIR = flags.DEFINE_string("workdir", None, "import: the run directory to make, new or empty")
-DEFAULTS = {
-    "translation": "parallel_text.py",
-    "language_model": "language_model.py:files",
-    "masked_lm": "masked_lm.py:files",
-}
-
-
-def default_config(family: str) -> ConfigDict:
-    """What an imported run's config says where the checkpoint is silent."""
-    return command_line.load_config(str(Path(__file__).resolve().parents[1] / "configs" / DEFAULTS[family]))
 
 
 def main(arguments: list[str]) -> None:
@@ -50,7 +37,7 @@ def main(arguments: list[str]) -> None:
         for note in written.notes:
             print(f"note: {note}")
     elif what == "import" and WORKDIR.value is not None:
-        family = import_folder(path, WORKDIR.value, default_config)
+        family = import_folder(path, WORKDIR.value, command_line.default_config)
         print(f"{WORKDIR.value}: a run of the family {family}")
         for command in find_family(family).commands:
             print(f"Next: python {command} {WORKDIR.value}")

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.command_line import default_config
 from tests.models.tiny import QUICK
 from transformer_jax.analysis.run import load_run
 from transformer_jax.conversion.bert import config_of, mapping, settings_of
@@ -90,16 +91,10 @@ def published(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def config_for(family: str) -> Any:
-    from experiments.convert import default_config
-
-    return default_config(family)
-
-
 def test_a_published_folder_becomes_a_run_and_goes_back(tmp_path: Path) -> None:
     """Its tokens have other numbers here, and mean the same."""
     folder = published(tmp_path / "there")
-    assert import_folder(folder, tmp_path / "run", config_for) == "masked_lm"
+    assert import_folder(folder, tmp_path / "run", default_config) == "masked_lm"
     run = load_run(tmp_path / "run")
     assert run.tokenizer.pieces(run.encode("The dogs run.")) == ["[CLS]", "the", "dog", "##s", "run", ".", "[SEP]"]
     c, tensors, _ = read_fixture("bert")
@@ -113,7 +108,7 @@ def test_a_published_folder_becomes_a_run_and_goes_back(tmp_path: Path) -> None:
     export_run(run, tmp_path / "back")
     files = {file.name for file in (tmp_path / "back").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
-    import_folder(tmp_path / "back", tmp_path / "again", config_for)
+    import_folder(tmp_path / "back", tmp_path / "again", default_config)
     again = flatten(load_run(tmp_path / "again").params)
     for path, value in flatten(run.params).items():
         np.testing.assert_array_equal(again[path], value)
@@ -127,8 +122,8 @@ def test_what_is_not_bert_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.norm_placement is 'pre'; BERT can only express 'post'"):
         settings_of(dataclasses.replace(c, norm_placement="pre"))
     with pytest.raises(UserError, match="hidden_act is 'tanh'"):
-        import_folder(published(tmp_path / "other", hidden_act="tanh"), tmp_path / "run", config_for)
+        import_folder(published(tmp_path / "other", hidden_act="tanh"), tmp_path / "run", default_config)
     (tmp_path / "other" / "vocab.txt").unlink()
     with pytest.raises(UserError, match=r"no vocab\.txt"):
-        import_folder(tmp_path / "other", tmp_path / "run", config_for)
+        import_folder(tmp_path / "other", tmp_path / "run", default_config)
     assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from experiments.command_line import default_config
 from tests.conversion.checkpoints import assert_same_arrays, text_run, translation_run
 from tests.experiments.commands import command
 from transformer_jax.analysis.run import load_run
@@ -55,8 +56,6 @@ def test_a_run_comes_back_as_it_was(name, request, tmp_path):
 
 def test_without_what_export_leaves_beside_it_marian_is_the_same_model(marian, tmp_path):
     """As where another toolkit has saved the folder anew."""
-    from experiments.convert import default_config
-
     run = load_run(marian)
     export_run(run, tmp_path / "there")
     for file in sorted((tmp_path / "there" / "transformer_jax").rglob("*"), reverse=True):

@@ -21,7 +21,7 @@ Example = Mapping[str, Any]
 TEXT = {"source": tfds.features.Text(), "target": tfds.features.Text()}
 
 
-class PairsBuilder(tfds.core.GeneratorBasedBuilder):
+class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """TFDS builder of `source`/`target` pairs, given by one function a split. The base of the project's own.
 
     A dataset's identity is (variant, name, VERSION), which is also its folder in the cache: whatever changes
@@ -29,6 +29,10 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
+
+    def __init_subclass__(cls, **options: Any):
+        # Not in TFDS's list of names, where `mnist` is a dataset of its own.
+        super().__init_subclass__(skip_registration=True, **options)
 
     def __init__(
         self,

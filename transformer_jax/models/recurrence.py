@@ -30,9 +30,9 @@ def scan(step: Step, weights: dict[str, Array], constants: Any, carry: Any, xs: 
     """`jax.lax.scan` of a step over xs, whose weights' gradients are one product each over all steps.
 
     Left to itself, differentiation adds a whole gradient matrix at every step on the way back, which at widths of 256
-    and 512 is 7 and 15 % of a training step on a CPU. Here the way back forms the gradients of the products' results alone;
-    those of ``weights`` follow from them and the products' inputs afterwards. Gradients of ``constants``, ``carry``
-    and ``xs`` are as always.
+    and 512 is 7 and 15 % of a training step on a CPU. Here the way back forms the gradients of the products' results
+    alone; those of ``weights`` follow from them and the products' inputs afterwards. Gradients of ``constants``,
+    ``carry`` and ``xs`` are as always.
     """
     return jax.lax.scan(lambda carry, x: step(direct(weights), constants, carry, x), carry, xs)
 
