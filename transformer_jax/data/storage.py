@@ -21,7 +21,7 @@ Example = Mapping[str, Any]
 TEXT = {"source": tfds.features.Text(), "target": tfds.features.Text()}
 
 
-class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """TFDS builder of `source`/`target` pairs, given by one function a split. The base of the project's own.
 
     A dataset's identity is (variant, name, VERSION), which is also its folder in the cache: whatever changes
