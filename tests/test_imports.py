@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "analysis": {
         "errors",
+        "host",
         "config",
         "distributed",
         "run_directory",

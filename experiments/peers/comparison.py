@@ -65,7 +65,7 @@ def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) ->
         print(f"round {number}: {', '.join(f'{rate:,.0f}' for rate in rates)} target tokens/s", flush=True)
     ratios = [_rate(a) / max(map(_rate, b)) for a, b in zip(ours, marian, strict=True)]
     return {
-        "dtype": config.model.dtype,
+        "dtype": config.model["dtype"],
         "batches": count,
         "seconds": seconds,
         "ours": ours,

@@ -5,9 +5,7 @@ Compiling is timed apart and is never inside what is measured.
 
 import dataclasses
 import os
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,6 +23,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config
 from transformer_jax.families.registry import find_family
 from transformer_jax.families.translation import TranslationConfig, make_model
+from transformer_jax.host import peak_memory
 from transformer_jax.sharding import MeshConfig, make_mesh, place_batch
 from transformer_jax.training.loop import check_rows, compile_shapes
 from transformer_jax.training.optimizers import learning_rate, make_optimizer
@@ -237,9 +236,8 @@ def format_result(result: Result) -> str:
 
 
 def _conditions() -> Result:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "peak_rss_bytes": peak if sys.platform == "darwin" else 1024 * peak,
+        "peak_rss_bytes": peak_memory(),
         "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
