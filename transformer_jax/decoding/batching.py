@@ -49,8 +49,8 @@ REFILL_FRACTION = 8
 
 
 LEAST_TAIL = 4
-"""Once nobody waits and half of the rows have finished, the others go on in a batch of their own, of this many at least:
-a second program of the step is not worth less.
+"""Once nobody waits and half of the rows have finished, the others go on in a batch of their own; not one of fewer rows
+than this, which would not be worth compiling the step for.
 """
 
 
