@@ -131,7 +131,8 @@ class DiscreteVae(nn.Module):
         self.encoder_input = Convolution(c.width, 3)
         self.encoder_blocks = [blocks(stage) for stage in stages]
         self.encoder_output = Convolution(c.code_width, 1, (None, None, "embed", None))
-        self.log_sharpness = self.param("log_sharpness", nn.with_partitioning(nn.initializers.constant(math.log(FIRST_SHARPNESS)), ()), ())
+        first = nn.with_logical_partitioning(nn.initializers.constant(math.log(FIRST_SHARPNESS)), ())
+        self.log_sharpness = self.param("log_sharpness", first, ())
         self.codebook = Embedding(c.vocab_size, c.code_width)
         self.decoder_input = Convolution(c.width * 2**c.halvings, 3)
         self.decoder_blocks = [blocks(stage) for stage in reversed(stages)]
