@@ -6,7 +6,7 @@
 FOLDER has `movie_reviews`, `multi30k` and `tatoeba_de_en`. One masked language model is trained on their English text
 without labels (of the reviews, the training part alone). Then, with all, a tenth and a hundredth of the labels, a
 classifier of the same size is trained from scratch and from that model. Both sides have the same settings to choose
-from, by accuracy on validation with one seed; then each is trained with five seeds, and scored once on the test.
+from, by accuracy on validation with other seeds; then each is trained with five seeds, and scored once on the test.
 
 Every run is an ordinary one, in the study's folder. Interrupted, the same command continues; what is done is not done
 again. The table, as far as it is known, is in table.md and table.json.
