@@ -20,7 +20,7 @@ from transformer_jax.host import prepare_cpu
 
 DATA = flags.DEFINE_string("data", None, "folder with movie_reviews, multi30k and tatoeba_de_en", required=True)
 STUDY = flags.DEFINE_string("study", "studies/polarity", "folder of the study")
-PRETRAINING_STEPS = flags.DEFINE_integer("pretraining_steps", 10_000, "of 64 rows of 64 tokens", lower_bound=1)
+PRETRAINING_STEPS = flags.DEFINE_integer("pretraining_steps", 12_000, "of 32 rows of 64 tokens", lower_bound=1)
 CELLS = flags.DEFINE_list("cells", None, "what of the table to make, as SIDE:SHARE; default all")
 
 
