@@ -61,8 +61,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     if variant == "mnist":
         config.dataset.name = "mnist"
         config.model.vocab_size = 256
-        config.training.total_steps = 4000
-        config.task.temperature_steps = 3000
+        config.training.total_steps = 3000
+        config.task.temperature_steps = 2200
     elif variant == "smoke":
         config.model.vocab_size = 16
         config.model.width = 8
