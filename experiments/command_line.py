@@ -220,7 +220,8 @@ def _where(error: Exception, name: str) -> str:
 
 
 def _help(main: Callable[..., Any], positional: Sequence[str]) -> str:
-    own = [flags.FLAGS.get_key_flags_for_module(module) for module in (main.__module__, __name__)]
+    modules = [main.__module__, *(name for name in sys.modules if name.startswith("experiments."))]
+    own = [flags.FLAGS.get_key_flags_for_module(module) for module in modules]
     lines = [
         inspect.getdoc(sys.modules[main.__module__]) or "",
         "",
