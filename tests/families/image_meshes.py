@@ -34,7 +34,7 @@ def make_vae() -> tuple[Any, dict[str, np.ndarray], tuple[str, ...]]:
     sizes = dict(image_size=8, channels=1, vocab_size=8, code_width=8, patch_size=2, width=32, halvings=1, num_blocks=1)
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1)).astype(np.uint8)
     task = DiscreteVaeTask(DiscreteVae(DiscreteVaeConfig(**sizes)), DiscreteVaeTaskConfig(1.0, 0.5, 4, 1.0, 0.5, 4))
-    return task, {"images": images, "weights": WEIGHTS}, ("encoder_output", "weights", "kernel")
+    return task, {"images": images, "weights": WEIGHTS}, ("codebook", "embedding")
 
 
 def make_text_to_image() -> tuple[Any, dict[str, np.ndarray], tuple[str, ...]]:

@@ -59,7 +59,9 @@ def test_the_relaxation_hardens_as_it_cools(model_and_params, images):
     cold = model.apply({"params": params}, images, seeds, 1e-3)
     gumbel = -jnp.log(-jnp.log(uniform(seeds, "gumbel", (2, 2, 5))))
     chosen = jnp.argmax(cold.logits + gumbel, axis=-1)
-    location, _ = model.apply({"params": params}, params["codebook"]["embedding"][chosen], method="pixels")
+    codes = model.apply({"params": params}, method="codes")
+    np.testing.assert_allclose(jnp.linalg.norm(codes, axis=-1), 1, atol=1e-5)
+    location, _ = model.apply({"params": params}, codes[chosen], method="pixels")
     np.testing.assert_allclose(cold.location, location, atol=1e-4)
     hard = model.apply({"params": params}, images)
     tokens = model.apply({"params": params}, images, method="encode")
@@ -79,6 +81,7 @@ def test_what_the_pixels_say_reaches_the_encoder(model_and_params, images):
     gradients = jax.jit(jax.grad(loss))(params)
     for part in ("encoder_input", "encoder_output", "codebook", "decoder_input", "decoder_output"):
         assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients[part])), part
+    assert float(gradients["log_sharpness"]) != 0
 
 
 def test_impossible_sizes_say_what_would_do():

@@ -19,6 +19,9 @@ EPSILON = 0.1
 LEAST_LOG_SCALE = math.log(0.1)
 """A few grey levels: drawn images have surfaces of one colour, which would else be infinitely likely."""
 
+FIRST_SHARPNESS = 10.0
+"""Of the logits, before training: a few of hundreds of codes share each place."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteVaeConfig:
@@ -28,7 +31,8 @@ class DiscreteVaeConfig:
       image_size: P.
       channels: C.
       vocab_size: V.
-      code_width: length of a code's embedding, which the decoder is given.
+      code_width: length of a code's embedding. Small, codes have neighbours, and one that is rarely drawn learns from
+        theirs what it stands for.
       patch_size: the first convolution is of whole patches of so many pixels a side, the last one makes them.
       width: features at the resolution of patches; each halving of the resolution doubles them.
       halvings: how often it is halved, so that G = P / (patch_size · 2^halvings).
@@ -94,6 +98,11 @@ class Block(nn.Module):
         return straight + self.gain * Convolution(self.features, 1, name="output")(nn.relu(x))
 
 
+def unit(x: Array) -> Array:
+    """x divided by the length of its last axis."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
+
+
 class Relaxed(NamedTuple):
     """What training needs of an image: logits of its tokens float32[B, G, G, V], and of the pixels, given relaxed
     tokens, location and log-scale float32[B, P, P, C] of their logit-Laplace distribution.
@@ -105,7 +114,12 @@ class Relaxed(NamedTuple):
 
 
 class DiscreteVae(nn.Module):
-    """``model.apply({"params": params}, images, method="encode")`` gives tokens, method="decode" takes them."""
+    """``model.apply({"params": params}, images, method="encode")`` gives tokens, method="decode" takes them.
+
+    Codes are unit vectors that encoder and decoder share: logits are sharpness · cos(features, code), the sharpness is
+    learned (l2-normalised codes of few dimensions: Yu et al. 2021, section 3.2). With a linear layer of free logits, as
+    in Ramesh et al. 2021, images that are mostly background left all but a few codes unused.
+    """
 
     config: DiscreteVaeConfig
 
@@ -116,9 +130,10 @@ class DiscreteVae(nn.Module):
         blocks = lambda stage: [Block(c.width * 2**stage, 1 / depth**0.5) for _ in range(c.num_blocks)]
         self.encoder_input = Convolution(c.width, 3)
         self.encoder_blocks = [blocks(stage) for stage in stages]
-        self.encoder_output = Convolution(c.vocab_size, 1, (None, None, "embed", "vocab"))
+        self.encoder_output = Convolution(c.code_width, 1, (None, None, "embed", None))
+        self.log_sharpness = self.param("log_sharpness", nn.initializers.constant(math.log(FIRST_SHARPNESS)), ())
         self.codebook = Embedding(c.vocab_size, c.code_width)
-        self.decoder_input = Convolution(c.width * 2**c.halvings, 1)
+        self.decoder_input = Convolution(c.width * 2**c.halvings, 3)
         self.decoder_blocks = [blocks(stage) for stage in reversed(stages)]
         self.decoder_output = Convolution(2 * c.channels * c.patch_size**2, 1, (None, None, "embed", None))
 
@@ -132,11 +147,15 @@ class DiscreteVae(nn.Module):
                 x = nn.max_pool(x, (2, 2), (2, 2))
             for block in blocks:
                 x = block(x)
-        return self.encoder_output(nn.relu(x))
+        return jnp.exp(self.log_sharpness) * unit(self.encoder_output(nn.relu(x))) @ self.codes().T
+
+    def codes(self) -> Array:
+        """Their embeddings, float32[V, code_width], of length one."""
+        return unit(self.codebook())
 
     def pixels(self, codes: Array) -> tuple[Array, Array]:
         """Location and log-scale float32[B, P, P, C] from embedded tokens [B, G, G, code_width]."""
-        x = self.decoder_input(codes)
+        x = self.decoder_input(codes * self.config.code_width**0.5)
         for stage, blocks in enumerate(self.decoder_blocks):
             if stage:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
@@ -154,10 +173,10 @@ class DiscreteVae(nn.Module):
         """
         logits = self.logits(images)
         if seeds is None:
-            codes = self.codebook()[jnp.argmax(logits, axis=-1)]
+            codes = self.codes()[jnp.argmax(logits, axis=-1)]
         else:
             gumbel = -jnp.log(-jnp.log(uniform(seeds, "gumbel", logits.shape[1:])))
-            codes = jax.nn.softmax((logits + gumbel) / temperature, axis=-1) @ self.codebook()
+            codes = jax.nn.softmax((logits + gumbel) / temperature, axis=-1) @ self.codes()
         return Relaxed(logits, *self.pixels(codes))
 
     def encode(self, images: Array) -> Array:
@@ -166,7 +185,7 @@ class DiscreteVae(nn.Module):
 
     def decode(self, tokens: Array) -> Array:
         """int32[B, G, G] -> images uint8[B, P, P, C]: sigmoid of the location, mapped back to [0, 1]."""
-        location, _ = self.pixels(self.codebook()[tokens])
+        location, _ = self.pixels(self.codes()[tokens])
         values = (nn.sigmoid(location) - EPSILON) / (1 - 2 * EPSILON)
         return jnp.round(255 * jnp.clip(values, 0, 1)).astype(jnp.uint8)
 
