@@ -23,33 +23,33 @@ def base() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.vocab_size = 512
-    config.model.code_width = 64
-    config.model.patch_size = 2
-    config.model.width = 48
-    config.model.halvings = 1
-    config.model.num_blocks = 1
+    config.model.code_width = 16
+    config.model.patch_size = 4
+    config.model.width = 128
+    config.model.halvings = 0
+    config.model.num_blocks = 2
 
     config.task = ConfigDict()
     config.task.first_temperature = 1.0
-    config.task.last_temperature = 1 / 16
-    config.task.temperature_steps = 2000
-    config.task.first_kl_weight = 3.0
-    config.task.last_kl_weight = 0.5
-    config.task.kl_steps = 1500
+    config.task.last_temperature = 0.1
+    config.task.temperature_steps = 6000
+    config.task.first_kl_weight = 0.0
+    config.task.last_kl_weight = 0.0
+    config.task.kl_steps = 1
 
     config.optimizer.name = "adamw"
     config.optimizer.schedule = "cosine"
-    config.optimizer.peak_learning_rate = 2e-3
+    config.optimizer.peak_learning_rate = 4e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.b2 = 0.99
     config.optimizer.epsilon = 1e-8
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 1.0
 
-    config.training.total_steps = 3000
-    config.checkpoints.every_steps = 500
+    config.training.total_steps = 8000
+    config.checkpoints.every_steps = 1000
     config.checkpoints.keep_latest = 2
-    config.evaluation.every_steps = 500
+    config.evaluation.every_steps = 1000
     config.evaluation.metric = "loss"
     return config
 
@@ -61,7 +61,8 @@ def get_config(variant: str = "shapes") -> ConfigDict:
     if variant == "mnist":
         config.dataset.name = "mnist"
         config.model.vocab_size = 256
-        config.training.total_steps = 2000
+        config.training.total_steps = 4000
+        config.task.temperature_steps = 3000
     elif variant == "smoke":
         config.model.vocab_size = 16
         config.model.width = 8

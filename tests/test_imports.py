@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
         "experiment",
         "families",
     },
+    "training/program": {"training", "experiment"},
     "training/resuming": {"run_directory", "training", "experiment"},
     "training/reproduction": {"run_directory", "sharding", "training", "experiment", "families"},
     "experiment": {"errors", "config", "sharding", "training", "families/registry"},
@@ -48,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "analysis": {
         "errors",
+        "host",
         "config",
         "distributed",
         "run_directory",

@@ -1,6 +1,7 @@
 """Settings of the host that must stand before jax is imported."""
 
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -11,6 +12,15 @@ MOST_CPU_DEVICES = 8
 def available_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """The most resident memory that this program has had, in bytes."""
+    if sys.platform == "linux":
+        # Not getrusage, which counts what the process was before it became this program.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def prepare_cpu(cores: int | None = None) -> None:

@@ -65,7 +65,7 @@ def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) ->
         print(f"round {number}: {', '.join(f'{rate:,.0f}' for rate in rates)} target tokens/s", flush=True)
     ratios = [_rate(a) / max(map(_rate, b)) for a, b in zip(ours, marian, strict=True)]
     return {
-        "dtype": config.model.dtype,
+        "dtype": config.model["dtype"],
         "batches": count,
         "seconds": seconds,
         "ours": ours,
@@ -92,10 +92,22 @@ def format_training(result: Result) -> str:
 
 
 def compare_decoding(
-    path: str, checkpoint: str, lines: int | None, forced_tokens: int, repeats: int, rounds: int, folder: Path
+    path: str,
+    checkpoint: str,
+    beam: dict[str, Any],
+    lines: int | None,
+    forced_tokens: int,
+    repeats: int,
+    rounds: int,
+    folder: Path,
 ) -> Result:
-    """Sentences/s of beam search, tokens to tokens: this project, CTranslate2, and in one round JoeyNMT."""
+    """Sentences/s of beam search, tokens to tokens: this project, CTranslate2, and in one round JoeyNMT.
+
+    Args:
+      beam: ``beam_size`` and ``length_penalty`` where they are to differ from the run's own.
+    """
     opened = load_run(path, checkpoint)
+    opened.config = dataclasses.replace(opened.config, decoding=opened.decoding(**beam))
     exports.check_model(opened.model.config)
     pythons = {peer: interpreter(folder, peer) for peer in ("ctranslate2", "joeynmt")}
     texts, references = (side[:lines] for side in load_dataset(opened.config.dataset).splits["test"].texts())
@@ -109,6 +121,7 @@ def compare_decoding(
     outputs = _own_outputs(opened, sources)
     own = ["decode", path, f"--checkpoint={checkpoint}", f"--repeats={repeats}"]
     own += [f"--lines={lines}"] if lines else []
+    own += [f"--{name}={value}" for name, value in beam.items()]
     rows: dict[str, dict[str, list[float]]] = {}
     for number in range(rounds):
         for mode, flags in (("forced", [f"--forced_tokens={forced_tokens}"]), ("free", [])):

@@ -22,21 +22,19 @@ def main(config_file: str, steps: str, warm: str, result: str) -> None:
     from transformer_jax.families.registry import find_family
     from transformer_jax.sharding import make_mesh, place_batch
     from transformer_jax.training.loop import check_rows, compile_shapes
-    from transformer_jax.training.optimizers import learning_rate, make_optimizer
-    from transformer_jax.training.step import abstract_state, batch_kind, make_train_step
+    from transformer_jax.training.program import make_program
+    from transformer_jax.training.step import batch_kind
 
     mapping: dict[str, Any] = json.loads(Path(config_file).read_text())
-    mapping["training"]["total_steps"] = total = int(steps)
+    total = int(steps)
+    mapping["training"] |= {"total_steps": total, "ema_decay": 0.0}
     config = parse_config(mapping)
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
     experiment = find_family(config.family).prepare(config, None)
-    optimizer, schedule = make_optimizer(config.optimizer, total), learning_rate(config.optimizer, total)
-    shapes, create = abstract_state(experiment.task, optimizer, mesh, config.seed, ema=False)
-    options = dict(seed=config.seed, accumulation=config.training.accumulation, ema_decay=0.0, guard=config.guard)
-    step = make_train_step(experiment.task, optimizer, schedule, mesh, shapes, **options)
-    compiled = compile_shapes(step, shapes, mesh, experiment.batches)
-    state, iterator, counted = create(), experiment.batches.iterator(), experiment.batches.counted
+    program = make_program(config, experiment.task, mesh)
+    compiled = compile_shapes(program.step, program.shapes, mesh, experiment.batches)
+    state, iterator, counted = program.create(), experiment.batches.iterator(), experiment.batches.counted
     tokens, start = 0, time.monotonic()
     for number in range(total):
         if number == int(warm):

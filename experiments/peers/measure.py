@@ -2,7 +2,7 @@
 
     python experiments/peers/measure.py train --config=configs/multi30k.py:tiny --seconds=60 --rounds=3
     python experiments/peers/measure.py train --config=configs/language_model.py:shakespeare --seconds=60
-    python experiments/peers/measure.py decode runs/multi30k-tiny --forced_tokens=25
+    python experiments/peers/measure.py decode runs/multi30k-tiny --beam_size=5 --lines=1000
     python experiments/peers/measure.py load runs/multi30k-tiny --rounds=5
     python experiments/peers/measure.py agree runs/multi30k-tiny --lines=200
 
@@ -29,6 +29,8 @@ CONFIG = command_line.define_config() if "train" in sys.argv else None
 SECONDS = flags.DEFINE_float("seconds", 60.0, "train: time measured, for each toolkit in each round")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "how often the toolkits take turns", lower_bound=1)
 FORCED = flags.DEFINE_integer("forced_tokens", 25, "decode, load: steps every output takes", lower_bound=1)
+BEAM = flags.DEFINE_integer("beam_size", None, "decode: default: the run's own", lower_bound=1)
+PENALTY = flags.DEFINE_float("length_penalty", None, "decode: default: the run's own", lower_bound=0.0)
 REPEATS = flags.DEFINE_integer("repeats", 5, "decode: translations of the split in each round", lower_bound=1)
 LINES = flags.DEFINE_integer("lines", None, "decode, agree: only the first lines of the split", lower_bound=1)
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "decode, load, agree: best, latest, a step, average:N or ema")
@@ -58,8 +60,10 @@ def main(arguments: list[str]) -> None:
         result = loading.compare_loading(arguments[1], CHECKPOINT.value, FORCED.value, ROUNDS.value, folder)
         print(loading.format_loading(result))
     else:
+        given = {"beam_size": BEAM.value, "length_penalty": PENALTY.value}
+        beam = {name: value for name, value in given.items() if value is not None}
         result = comparison.compare_decoding(
-            arguments[1], CHECKPOINT.value, LINES.value, FORCED.value, REPEATS.value, ROUNDS.value, folder
+            arguments[1], CHECKPOINT.value, beam, LINES.value, FORCED.value, REPEATS.value, ROUNDS.value, folder
         )
         print(comparison.format_decoding(result))
     if OUTPUT.value:

@@ -11,11 +11,10 @@ BEGIN = time.monotonic()
 
 
 def main(path: str, checkpoint: str, asked: str, result: str) -> None:
-    import resource
-
     import jax
 
     import transformer_jax
+    from transformer_jax.host import peak_memory
 
     open_run = transformer_jax.load_run
     imported = time.monotonic()
@@ -33,7 +32,7 @@ def main(path: str, checkpoint: str, asked: str, result: str) -> None:
         "translate": end - loaded,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
         "text": text,
-        "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak_rss_bytes": peak_memory(),
     }
     with open(result, "w") as file:
         json.dump(record, file)

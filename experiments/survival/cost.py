@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from transformer_jax.sharding import make_mesh, place_batch
 from transformer_jax.training.checkpoints import Checkpoints
 from transformer_jax.training.guard import GuardConfig
 from transformer_jax.training.loop import compile_shapes
-from transformer_jax.training.optimizers import learning_rate, make_optimizer
-from transformer_jax.training.step import TrainStep, abstract_state, batch_kind, make_train_step
+from transformer_jax.training.program import make_program
+from transformer_jax.training.step import TrainStep, batch_kind
 
 Result = dict[str, Any]
 
@@ -42,24 +43,13 @@ def measure(mapping: Any, rounds: int, steps: int) -> Result:
     Returns: seconds of a step, and the medians over rounds of the shares of step time, with every round's.
     """
     config = parse_config(mapping)
-    mesh, training = make_mesh(config.mesh), config.training
+    mesh = make_mesh(config.mesh)
     experiment = find_family(config.family).prepare(config, None)
-    optimizer = make_optimizer(config.optimizer, training.total_steps)
-    shapes, create = abstract_state(experiment.task, optimizer, mesh, config.seed, ema=training.ema_decay > 0)
+    program = make_program(config, experiment.task, mesh)
 
     def compiled(guard: GuardConfig) -> dict[Any, TrainStep]:
-        step = make_train_step(
-            experiment.task,
-            optimizer,
-            learning_rate(config.optimizer, training.total_steps),
-            mesh,
-            shapes,
-            seed=config.seed,
-            accumulation=training.accumulation,
-            ema_decay=training.ema_decay,
-            guard=guard,
-        )
-        return compile_shapes(step, shapes, mesh, experiment.batches)
+        step = make_program(replace(config, guard=guard), experiment.task, mesh).step
+        return compile_shapes(step, program.shapes, mesh, experiment.batches)
 
     guarded, unguarded = compiled(config.guard), compiled(Unguarded(**vars(config.guard)))
     iterator = experiment.batches.iterator()
@@ -67,7 +57,7 @@ def measure(mapping: Any, rounds: int, steps: int) -> Result:
 
     def run(programs: dict[Any, TrainStep], save: Callable[[Any], None] | None = None) -> float:
         """Seconds for the window's steps, metrics fetched a step late; saves after the first of them."""
-        state, before = create(), None
+        state, before = program.create(), None
         jax.block_until_ready(state)
         begin = time.monotonic()
         for index, batch in enumerate(window):
@@ -112,7 +102,7 @@ def measure(mapping: Any, rounds: int, steps: int) -> Result:
         "save_share": statistics.median(save_seconds) / between,
         "every_steps": config.checkpoints.every_steps,
         "share": statistics.median(guard_shares) + statistics.median(save_seconds) / between,
-        "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
+        "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.shapes)),
         "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
     }
 

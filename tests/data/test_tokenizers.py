@@ -165,7 +165,7 @@ def test_stronger_dropout_makes_more_pieces():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"kind": "word"}, "tokenizer.kind"),
+        ({"kind": "syllable"}, "tokenizer.kind"),
         ({"vocab_size": 4}, "tokenizer.vocab_size"),
         ({"kind": "byte"}, "260"),
         ({"kind": "byte", "vocab_size": 260}, "tokenizer.sampling"),

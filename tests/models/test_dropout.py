@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.models.tiny import QUICK, random_parameters, tiny_config, token_batch
-from transformer_jax.models import attention, transformer
+from transformer_jax.models import attention, seq2seq, transformer
 from transformer_jax.models.layers import dropout, fold_in, row_seeds
 
 ROWS, LENGTH = 256, 4096
@@ -147,8 +147,8 @@ def test_no_two_dropout_sites_of_a_model_share_their_seeds(monkeypatch: pytest.M
             seen.append((site, fold_in(seeds, site)))
         return dropout(x, seeds, site, rate)
 
-    monkeypatch.setattr(attention, "dropout", recording)
-    monkeypatch.setattr(transformer, "dropout", recording)
+    for module in (attention, seq2seq, transformer):
+        monkeypatch.setattr(module, "dropout", recording)
     config = tiny_config(
         dropout_rate=0.1, embedding_dropout_rate=0.1, attention_dropout_rate=0.1, activation_dropout_rate=0.1
     )

@@ -5,9 +5,7 @@ Compiling is timed apart and is never inside what is measured.
 
 import dataclasses
 import os
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,10 +23,11 @@ from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config
 from transformer_jax.families.registry import find_family
 from transformer_jax.families.translation import TranslationConfig, make_model
+from transformer_jax.host import peak_memory
 from transformer_jax.sharding import MeshConfig, make_mesh, place_batch
 from transformer_jax.training.loop import check_rows, compile_shapes
-from transformer_jax.training.optimizers import learning_rate, make_optimizer
-from transformer_jax.training.step import abstract_state, batch_kind, make_train_step
+from transformer_jax.training.program import make_program
+from transformer_jax.training.step import batch_kind
 from transformer_jax.training.tasks import TranslationTask
 
 Result = dict[str, Any]
@@ -65,27 +64,14 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
     _positive(seconds=seconds, windows=windows)
     begin = time.monotonic()
     config = parse_config(mapping)
-    mesh, training = make_mesh(config.mesh), config.training
+    mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
     experiment = find_family(config.family).prepare(config, None)
     task, batches = experiment.task, experiment.batches
-    optimizer = make_optimizer(config.optimizer, training.total_steps)
-    schedule = learning_rate(config.optimizer, training.total_steps)
-    shapes, create = abstract_state(task, optimizer, mesh, config.seed, ema=training.ema_decay > 0)
-    step = make_train_step(
-        task,
-        optimizer,
-        schedule,
-        mesh,
-        shapes,
-        seed=config.seed,
-        accumulation=training.accumulation,
-        ema_decay=training.ema_decay,
-        guard=config.guard,
-    )
+    program = make_program(config, task, mesh)
     prepared, compiles = time.monotonic(), _Compiles()
-    compiled = compile_shapes(step, shapes, mesh, batches)
-    state, iterator = create(), batches.iterator()
+    compiled = compile_shapes(program.step, program.shapes, mesh, batches)
+    state, iterator = program.create(), batches.iterator()
     ready = time.monotonic()
 
     def run(least_steps: int, least_seconds: float) -> Result:
@@ -124,7 +110,7 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
     return {
         "measured": "training",
         "config": config.name,
-        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes.params)),
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(program.shapes.params)),
         "target_tokens_per_second": {
             "median": statistics.median(rates),
             "best": max(rates),
@@ -237,9 +223,8 @@ def format_result(result: Result) -> str:
 
 
 def _conditions() -> Result:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "peak_rss_bytes": peak if sys.platform == "darwin" else 1024 * peak,
+        "peak_rss_bytes": peak_memory(),
         "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],

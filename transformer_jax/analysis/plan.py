@@ -22,16 +22,14 @@ from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import BATCH, make_mesh, own_blocks, place_batch
 from transformer_jax.training import tracking
 from transformer_jax.training.loop import check_rows, compile_shapes, enable_compilation_cache
-from transformer_jax.training.optimizers import learning_rate, make_optimizer
+from transformer_jax.training.program import make_program
 from transformer_jax.training.resuming import safe_changes
 from transformer_jax.training.saved_steps import SavedSteps
 from transformer_jax.training.step import (
     TrainState,
     TrainStep,
     abstract_batch,
-    abstract_state,
     batch_kind,
-    make_train_step,
 )
 
 TIMED_STEPS = 3  # of each kind of batch, after one that warms up
@@ -128,25 +126,14 @@ def make_plan(mapping: Any, workdir: str | Path | None) -> Plan:
     """
     config = parse_config(mapping)
     tracking.check_installed(config.tracking)
-    mesh, training = make_mesh(config.mesh), config.training
+    mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
     there, done = look_at(workdir, config, plain(mapping))
     enable_compilation_cache()
     experiment = main_first(lambda: find_family(config.family).prepare(config, None))
     task, batches = experiment.task, experiment.batches
-    optimizer = make_optimizer(config.optimizer, training.total_steps)
-    shapes, create = abstract_state(task, optimizer, mesh, config.seed, ema=training.ema_decay > 0)
-    step = make_train_step(
-        task,
-        optimizer,
-        learning_rate(config.optimizer, training.total_steps),
-        mesh,
-        shapes,
-        seed=config.seed,
-        accumulation=training.accumulation,
-        ema_decay=training.ema_decay,
-        guard=config.guard,
-    )
+    program = make_program(config, task, mesh)
+    shapes, create, step = program.shapes, program.create, program.step
     begin = time.monotonic()
     compiled = compile_shapes(step, shapes, mesh, batches)
     compile_seconds = time.monotonic() - begin
@@ -183,7 +170,7 @@ def make_plan(mapping: Any, workdir: str | Path | None) -> Plan:
         batch_placement=", ".join(np.ravel(BATCH[0]).tolist()),
         shapes=described,
         compile_seconds=compile_seconds,
-        remaining_steps=max(training.total_steps - done, 0),
+        remaining_steps=max(config.training.total_steps - done, 0),
         timing=timing,
     )
 

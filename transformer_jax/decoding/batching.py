@@ -48,6 +48,12 @@ REFILL_FRACTION = 8
 """Rows wait until one in so many are free, so that encoding and filling in are worth their fixed cost."""
 
 
+LEAST_TAIL = 4
+"""Once nobody waits and half of the rows have finished, the others go on in a batch of their own; not one of fewer rows
+than this, which would not be worth compiling the step for.
+"""
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """One output: tokens without EOS, the score it was ranked by, and its natural log-probability, EOS
@@ -90,6 +96,7 @@ def drain(search: Search, params: Params, queue: Requests, count: Array, num_row
     """
     R, Q, total = num_rows, queue.seed.shape[0], count[0]
     refill = max(1, R // REFILL_FRACTION) if search.can_refill else R
+    tail = R // 2 if R >= 2 * LEAST_TAIL else 0
 
     def take(first: Array) -> tuple[Array, Any]:
         index = first + jnp.arange(refill, dtype=jnp.int32)
@@ -115,7 +122,7 @@ def drain(search: Search, params: Params, queue: Requests, count: Array, num_row
 
         def go_on(state: Any) -> Array:
             busy = jnp.sum(running(state, owner))
-            return (busy > 0) & ((R - busy < refill) | (head >= total))
+            return jnp.where(head < total, (busy > 0) & (R - busy < refill), busy > tail)
 
         state = jax.lax.while_loop(go_on, lambda state: search.step(params, state), state)
         return state, owner, head, results
@@ -125,7 +132,7 @@ def drain(search: Search, params: Params, queue: Requests, count: Array, num_row
 
     def more(carry: tuple) -> Array:
         state, owner, head, _ = carry
-        return (head < total) | jnp.any(running(state, owner))
+        return (head < total) | (jnp.sum(running(state, owner)) > tail)
 
     first = jax.tree.map(lambda leaf: leaf[jnp.zeros(R, jnp.int32)], queue)
     shapes = jax.eval_shape(lambda params, first: search.start(params, first, length), params, first)
@@ -135,6 +142,13 @@ def drain(search: Search, params: Params, queue: Requests, count: Array, num_row
     results = Hypotheses(jnp.zeros((Q, N, length), jnp.int32), nothing, nothing, jnp.zeros(Q, bool))
     carry = (empty, jnp.full(R, Q, jnp.int32), jnp.zeros((), jnp.int32), results)
     state, owner, _, results = jax.lax.while_loop(more, lambda carry: advance(fill(carry)), carry)
+    if tail:
+        results = store(state, owner, results)
+        last = jnp.argsort(~running(state, owner), stable=True)[:tail]
+        state, owner = jax.tree.map(lambda leaf: leaf[last], (state, owner))
+        state = jax.lax.while_loop(
+            lambda state: jnp.any(running(state, owner)), lambda state: search.step(params, state), state
+        )
     return store(state, owner, results)
 
 

@@ -16,8 +16,11 @@ from transformer_jax.models.layers import Axes, Embedding, Weights, need, unifor
 
 EPSILON = 0.1
 """Pixel values lie in [ε, 1-ε], where their logits are finite (appendix A.3)."""
-LEAST_LOG_SCALE = math.log(0.1)
-"""A few grey levels: drawn images have surfaces of one colour, which would else be infinitely likely."""
+LEAST_LOG_SCALE = 0.0
+"""Drawn images have surfaces of one colour, which would else be infinitely likely, and drown what edges cost."""
+
+FIRST_SHARPNESS = 10.0
+"""Of the logits, before training: a few of hundreds of codes share each place."""
 
 FIRST_SHARPNESS = 10.0
 """Of the logits, before training: a few of hundreds of codes share each place."""
@@ -131,7 +134,8 @@ class DiscreteVae(nn.Module):
         self.encoder_input = Convolution(c.width, 3)
         self.encoder_blocks = [blocks(stage) for stage in stages]
         self.encoder_output = Convolution(c.code_width, 1, (None, None, "embed", None))
-        self.log_sharpness = self.param("log_sharpness", nn.initializers.constant(math.log(FIRST_SHARPNESS)), ())
+        first = nn.with_logical_partitioning(nn.initializers.constant(math.log(FIRST_SHARPNESS)), ())
+        self.log_sharpness = self.param("log_sharpness", first, ())
         self.codebook = Embedding(c.vocab_size, c.code_width)
         self.decoder_input = Convolution(c.width * 2**c.halvings, 3)
         self.decoder_blocks = [blocks(stage) for stage in reversed(stages)]

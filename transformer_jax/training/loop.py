@@ -37,7 +37,8 @@ from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
 from transformer_jax.training.guard import GuardState
 from transformer_jax.training.initialization import adopt_tokenizer, initialize
 from transformer_jax.training.metric_writer import MetricWriter, NoMetrics, read_metrics
-from transformer_jax.training.optimizers import evaluation_parameters, learning_rate, make_optimizer
+from transformer_jax.training.optimizers import evaluation_parameters
+from transformer_jax.training.program import make_program
 from transformer_jax.training.progress import Progress
 from transformer_jax.training.resuming import safe_changes
 from transformer_jax.training.saved_steps import SavedSteps, to_stderr
@@ -46,9 +47,7 @@ from transformer_jax.training.step import (
     TrainState,
     TrainStep,
     abstract_batch,
-    abstract_state,
     batch_kind,
-    make_train_step,
 )
 from transformer_jax.training.window import CompileCounter, Step, Window
 
@@ -168,20 +167,8 @@ class Trainer:
         self.config, self.run, self.mesh, self.experiment, self.stop = config, run, mesh, experiment, stop
         self.on_evaluation = on_evaluation
         self.task, self.batches = experiment.task, experiment.batches
-        total, ema = config.training.total_steps, config.training.ema_decay
-        self.optimizer = make_optimizer(config.optimizer, total)
-        self.shapes, self.create = abstract_state(self.task, self.optimizer, mesh, config.seed, ema=ema > 0)
-        self.step = make_train_step(
-            self.task,
-            self.optimizer,
-            learning_rate(config.optimizer, total),
-            mesh,
-            self.shapes,
-            seed=config.seed,
-            accumulation=config.training.accumulation,
-            ema_decay=ema,
-            guard=config.guard,
-        )
+        self.program = program = make_program(config, self.task, mesh)
+        self.optimizer, self.shapes, self.step = program.optimizer, program.shapes, program.step
         self.checkpoints = Checkpoints(
             run.checkpoints,
             config.checkpoints.keep_latest,
@@ -286,7 +273,7 @@ class Trainer:
 
     def _start(self) -> TrainState:
         """The state of step 0."""
-        state: TrainState = self.create()
+        state = self.program.create()
         if self.config.initialize.run:
             state, report = initialize(self.config.initialize, self.run, self.task, state, self.optimizer)
             if is_main():

@@ -48,6 +48,7 @@ def summed_cross_entropy(
     return _cross_entropy_in_chunks(hidden, table, targets, weights, label_smoothing, chunk, gradients=False)[0]
 
 
+@jax.named_scope("loss")
 def _cross_entropy_in_chunks(
     hidden: Array,
     table: Array,
@@ -113,6 +114,7 @@ def _cross_entropy_forward(
     return _cross_entropy_in_chunks(hidden, table, targets, weights, label_smoothing, chunk, gradients=True)
 
 
+@jax.named_scope("loss")
 def _cross_entropy_backward(label_smoothing: float, chunk: int, residual: Any, cotangent: Any) -> tuple:
     dhidden, dtable = jax.tree.map(lambda g: g * cotangent[0].astype(g.dtype), residual)
     return dhidden, dtable, None, None
@@ -153,6 +155,7 @@ def in_chunks(rows_loss: Callable[..., tuple[Array, Sums]], chunk: int) -> Calla
 
         return jax.tree.map(one, tree)
 
+    @jax.named_scope("loss")
     def forward(rows: Any, table: Array, constants: Any) -> tuple[tuple[Array, Sums], tuple]:
         gradient = jax.value_and_grad(rows_loss, argnums=(0, 1), has_aux=True)
 
@@ -169,6 +172,7 @@ def in_chunks(rows_loss: Callable[..., tuple[Array, Sums]], chunk: int) -> Calla
         return value, (drows, dtable)
 
     @jax.custom_vjp
+    @jax.named_scope("loss")
     def summed(rows: Any, table: Array, constants: Any) -> tuple[Array, Sums]:
         def body(carry: Any, xs: tuple) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, carry, rows_loss(xs[0], table, xs[1])), None
@@ -180,6 +184,7 @@ def in_chunks(rows_loss: Callable[..., tuple[Array, Sums]], chunk: int) -> Calla
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(body, zeros, xs)[0]
 
+    @jax.named_scope("loss")
     def backward(residual: tuple, cotangent: tuple) -> tuple:
         scale = cotangent[0]
         drows, dtable = jax.tree.map(lambda g: g * scale.astype(g.dtype), residual)

@@ -12,9 +12,8 @@ from transformer_jax.experiment import parse_config
 from transformer_jax.families.registry import find_family
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import BATCH, make_mesh
-from transformer_jax.training.optimizers import learning_rate, make_optimizer
+from transformer_jax.training.program import make_program
 from transformer_jax.training.replay import load_bundle, twice
-from transformer_jax.training.step import abstract_state, make_train_step
 
 SHOWN = 10
 
@@ -47,22 +46,10 @@ class Reproduction:
 def reproduce(run: RunDirectory, number: int) -> Reproduction:
     """Makes step ``number`` again from its bundle. Raises: UserError when it is not there or damaged."""
     config = parse_config(run.config)
-    mesh, training = make_mesh(config.mesh), config.training
-    task = find_family(config.family).prepare(config, run).task
-    optimizer = make_optimizer(config.optimizer, training.total_steps)
-    shapes, _ = abstract_state(task, optimizer, mesh, config.seed, ema=training.ema_decay > 0)
-    step = make_train_step(
-        task,
-        optimizer,
-        learning_rate(config.optimizer, training.total_steps),
-        mesh,
-        shapes,
-        seed=config.seed,
-        accumulation=training.accumulation,
-        ema_decay=training.ema_decay,
-        guard=config.guard,
-    )
-    state, rows, recorded = load_bundle(run, number, shapes)
+    mesh = make_mesh(config.mesh)
+    program = make_program(config, find_family(config.family).prepare(config, run).task, mesh)
+    step = program.step
+    state, rows, recorded = load_bundle(run, number, program.shapes)
     place = NamedSharding(mesh, BATCH)
     batch = {k: jax.make_array_from_callback(v.shape, place, v.__getitem__) for k, v in rows.items()}
     _, gradients = step.gradients(state.params, batch, state.step)

@@ -1,0 +1,201 @@
+"""Where a training step's time goes, by module: a trace of real steps, read by the names that modules give their
+operations.
+"""
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.profiler import ProfileData
+
+from transformer_jax.errors import UserError
+from transformer_jax.experiment import parse_config
+from transformer_jax.families.registry import find_family
+from transformer_jax.sharding import make_mesh, place_batch
+from transformer_jax.training.loop import check_rows, compile_shapes
+from transformer_jax.training.program import make_program
+from transformer_jax.training.step import TrainStep, batch_kind
+
+WARM_STEPS = 3
+OUTSIDE = "outside the network"  # the loss after the last layer, seeds of dropout, sums over batches
+UPDATE = "update"
+
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = \S.*? ([a-z][\w\-]*)\((.*)$", re.MULTILINE)
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_MODULE = re.compile(r"HloModule ([\w.\-]+)")
+_CONTAINERS = {"while", "call", "conditional"}  # their time is that of what they run
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_TRANSFORMED = re.compile(r"(?:jvp|transpose|vmap|checkpoint|remat\w*)\((.*)\)")
+_CONTROL = re.compile(
+    r"(?:p?jit|custom_\w+|closed_call)\b.*|shard_map|while|body|cond|branch_\w+|rematted_computation|"
+)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One instruction of a compiled program.
+
+    Attributes:
+      module: path of the module it is due to, layers of a stack as one: "encoder/layer/self_attention".
+      phase: "forward", "backward" or "update".
+      kind: "matrix products", "collectives", "copies" or "the rest".
+    """
+
+    module: str
+    phase: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds of a mean step.
+
+    Attributes:
+      step: by the clock.
+      busy: of each kind of operation, averaged over devices. On an accelerator with several streams, and on a CPU
+        whose operations are spread over threads, operations overlap, and the sum can exceed ``step``.
+      devices: how many took part.
+    """
+
+    step: float
+    busy: dict[Operation, float]
+    devices: int
+
+    def by(self, *fields: str) -> dict[tuple[str, ...], float]:
+        """Busy seconds summed over all that agrees in the fields, the largest first."""
+        sums: dict[tuple[str, ...], float] = defaultdict(float)
+        for operation, seconds in self.busy.items():
+            sums[tuple(getattr(operation, field) for field in fields)] += seconds
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def operations(hlo: str) -> Iterator[tuple[tuple[str, str], Operation]]:
+    """((program, instruction), what it is) of every instruction of a compiled program's text."""
+    named = _MODULE.match(hlo)
+    program = named[1] if named else ""
+    for instruction, opcode, rest in _INSTRUCTION.findall(hlo):
+        if opcode in _CONTAINERS:
+            continue
+        found = _OP_NAME.search(rest)
+        yield (program, instruction), operation(program, opcode, found[1] if found else "")
+
+
+def operation(program: str, opcode: str, path: str) -> Operation:
+    """What an instruction is, by its program, its opcode, and the path of names that tracing gave it."""
+    *parts, primitive = path.split("/")
+    modules: list[str] = []
+    methods: list[str] = []
+    for part in parts:
+        while wrapped := _TRANSFORMED.fullmatch(part):
+            part = wrapped[1]
+        if _CONTROL.fullmatch(part) or "->" in part:  # the latter names an einsum
+            continue
+        owner, _, name = part.rpartition(".")
+        if owner[:1].isupper():  # a method of the whole network, which has no path
+            methods.append(name.lstrip("_"))
+        elif not name.startswith("_"):
+            modules.append(re.sub(r"^layer_\d+$", "layer", name))
+    if opcode.startswith(_COLLECTIVES):
+        kind = "collectives"
+    elif primitive.startswith("dot_general") or opcode in ("dot", "convolution"):
+        kind = "matrix products"
+    elif opcode in ("copy", "transpose", "bitcast") or primitive in ("transpose", "copy"):
+        kind = "copies"
+    else:
+        kind = "the rest"
+    if "update" in program:
+        return Operation(UPDATE, UPDATE, kind)
+    where = "/".join(modules or methods[-1:]) or OUTSIDE
+    return Operation(where, "backward" if "transpose(" in path else "forward", kind)
+
+
+def read_trace(folder: Path, known: dict[tuple[str, str], Operation]) -> tuple[dict[Operation, float], int]:
+    """Seconds of each operation over all devices in the newest trace below a folder, and how many devices there are."""
+    traces = sorted(folder.glob("plugins/profile/*/*.xplane.pb"))
+    if not traces:
+        raise UserError(f"{folder}: the profiler has written no trace there.")
+    seconds: dict[Operation, float] = defaultdict(float)
+    devices: set[tuple[str, Any]] = set()
+    for plane in ProfileData.from_file(str(traces[-1])).planes:
+        for line in plane.lines:
+            for event in line.events:
+                stats = dict(event.stats)
+                found = known.get((str(stats.get("hlo_module")), str(stats.get("hlo_op"))))
+                if found is not None:
+                    seconds[found] += 1e-9 * event.duration_ns
+                    devices.add((plane.name, stats.get("device_ordinal")))
+    return dict(seconds), max(1, len(devices))
+
+
+def profile_training(mapping: Any, steps: int, folder: Path) -> Profile:
+    """Traces steps of a config, from the first batches of its stream, after the programs are compiled and warm.
+
+    Args:
+      folder: the trace is left there, for TensorBoard's profile page or Perfetto.
+    Raises: UserError as `train` does, and for a trace in which no operation of the step can be found.
+    """
+    config = parse_config(mapping)
+    mesh = make_mesh(config.mesh)
+    check_rows(config, mesh)
+    experiment = find_family(config.family).prepare(config, None)
+    program = make_program(config, experiment.task, mesh)
+    compiled = compile_shapes(program.step, program.shapes, mesh, experiment.batches)
+    known = dict(pair for step in compiled.values() for pair in _instructions(step))
+    state, iterator = program.create(), experiment.batches.iterator()
+
+    def run(batches: Iterable[Any]) -> float:
+        nonlocal state
+        begin = time.monotonic()
+        for batch in batches:
+            state, metrics = compiled[batch_kind(batch)](state, batch)
+        jax.block_until_ready((state, metrics))
+        return time.monotonic() - begin
+
+    batches = [place_batch(mesh, next(iterator)) for _ in range(steps)]
+    run(batches[:1] * WARM_STEPS + batches)
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    options.host_tracer_level = 3  # on a CPU, operations are events of the host
+    with jax.profiler.trace(str(folder), profiler_options=options):
+        elapsed = run(batches)
+    seconds, devices = read_trace(folder, known)
+    if not seconds:
+        raise UserError(f"{folder}: the trace holds no operation of the step; this backend names them otherwise.")
+    return Profile(elapsed / steps, {key: value / steps / devices for key, value in seconds.items()}, devices)
+
+
+def _instructions(step: TrainStep) -> Iterator[tuple[tuple[str, str], Operation]]:
+    for part in (step.gradients, step.update):
+        yield from operations(part.as_text())
+
+
+def as_record(profile: Profile) -> dict[str, Any]:
+    """The profile for JSON: seconds of a mean step, by module, phase and kind."""
+    parts = [{**asdict(operation), "seconds": seconds} for operation, seconds in profile.busy.items()]
+    return {"step_seconds": profile.step, "devices": profile.devices, "parts": parts}
+
+
+def format_profile(profile: Profile, most: int = 30) -> str:
+    """Two tables: by module, and by kind of operation; milliseconds of a device in a mean step."""
+    total = sum(profile.busy.values())
+    modules = profile.by("module")
+    phases = profile.by("module", "phase")
+    width = max(len(module) for (module,) in modules)
+    lines = [f"{'module':<{width}}  forward  backward    sum   share   (ms a step, mean of {profile.devices} devices)"]
+    for (module,), seconds in list(modules.items())[:most]:
+        forward, backward = (1e3 * phases.get((module, phase), 0.0) for phase in ("forward", "backward"))
+        sides = f"{'':7}  {'':8}" if module == UPDATE else f"{forward:7.2f}  {backward:8.2f}"
+        lines.append(f"{module:<{width}}  {sides}  {1e3 * seconds:5.2f}  {seconds / total:6.1%}")
+    if len(modules) > most:
+        rest = sum(list(modules.values())[most:])
+        lines.append(f"{f'{len(modules) - most} others':<{width}}  {'':17}  {1e3 * rest:5.2f}  {rest / total:6.1%}")
+    lines.append("")
+    lines += [f"{kind:<{width}}  {1e3 * s:24.2f}  {s / total:6.1%}" for (kind,), s in profile.by("kind").items()]
+    lines.append(f"{'busy':<{width}}  {1e3 * total:24.2f}")
+    lines.append(f"{'step, by the clock':<{width}}  {1e3 * profile.step:24.2f}")
+    return "\n".join(lines)
