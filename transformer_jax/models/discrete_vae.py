@@ -22,9 +22,6 @@ LEAST_LOG_SCALE = 0.0
 FIRST_SHARPNESS = 10.0
 """Of the logits, before training: a few of hundreds of codes share each place."""
 
-FIRST_SHARPNESS = 10.0
-"""Of the logits, before training: a few of hundreds of codes share each place."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteVaeConfig:
