@@ -118,7 +118,7 @@ class DiscreteVae(nn.Module):
 
     Codes are unit vectors that encoder and decoder share: logits are sharpness · cos(features, code), the sharpness is
     learned (l2-normalised codes of few dimensions: Yu et al. 2021, section 3.2). With a linear layer of free logits, as
-    in Ramesh et al. 2021, images that are mostly background left all but a few codes unused.
+    in Ramesh et al. 2021, fewer codes stay in use (docs/text_to_image.md).
     """
 
     config: DiscreteVaeConfig
