@@ -64,7 +64,7 @@ def base() -> ConfigDict:
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 1.0
 
-    config.training.total_steps = 6000
+    config.training.total_steps = 5000
     config.training.ema_decay = 0.995
     config.checkpoints.every_steps = 1000
     config.checkpoints.keep_latest = 2

@@ -6,7 +6,7 @@
 FOLDER has `movie_reviews`, `multi30k` and `tatoeba_de_en`. One masked language model is trained on their English text
 without labels (of the reviews, the training part alone). Then, with all, a tenth and a hundredth of the labels, a
 classifier of the same size is trained from scratch and from that model. Both sides have the same settings to choose
-from, by accuracy on validation with one seed; then each is trained with five seeds, and scored once on the test.
+from, by accuracy on validation with other seeds; then each is trained with five seeds, and scored once on the test.
 
 Every run is an ordinary one, in the study's folder. Interrupted, the same command continues; what is done is not done
 again. The table, as far as it is known, is in table.md and table.json.
@@ -20,7 +20,7 @@ from transformer_jax.host import prepare_cpu
 
 DATA = flags.DEFINE_string("data", None, "folder with movie_reviews, multi30k and tatoeba_de_en", required=True)
 STUDY = flags.DEFINE_string("study", "studies/polarity", "folder of the study")
-PRETRAINING_STEPS = flags.DEFINE_integer("pretraining_steps", 10_000, "of 64 rows of 64 tokens", lower_bound=1)
+PRETRAINING_STEPS = flags.DEFINE_integer("pretraining_steps", 12_000, "of 32 rows of 64 tokens", lower_bound=1)
 CELLS = flags.DEFINE_list("cells", None, "what of the table to make, as SIDE:SHARE; default all")
 
 

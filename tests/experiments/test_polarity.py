@@ -15,6 +15,7 @@ def small(monkeypatch, tmp_path):
     """Two seeds and choices, models of one layer, runs of a few steps; the folder with the data."""
     monkeypatch.setattr(polarity_study, "SEEDS", (1, 2))
     monkeypatch.setattr(polarity_study, "STEPS", {1.0: (4, 2)})
+    monkeypatch.setattr(polarity_study, "TUNING_SEEDS", {1.0: (101, 102)})
     monkeypatch.setattr(
         polarity_study, "CHOICES", {"optimizer.peak_learning_rate": (1e-3,), "model.dropout_rate": (0.1,)}
     )
@@ -51,6 +52,8 @@ def test_a_study_makes_its_table_and_nothing_twice(small, tmp_path):
     assert not test & set(train)
     (cell,) = json.loads((tmp_path / "study" / "table.json").read_text())
     assert len(cell["test"]) == 2
+    runs = {run.name for run in (tmp_path / "study").iterdir() if run.is_dir()}
+    assert len([name for name in runs if name.startswith("pretrained-1.0-")]) == 2 + 2
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "study").rglob("metrics.jsonl")}
     study.make("pretrained", 1.0)
     assert files == {file: file.stat().st_mtime_ns for file in files}
