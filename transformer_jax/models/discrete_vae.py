@@ -5,7 +5,7 @@ Notation: B batch, C channels, P side of an image, G side of its grid of tokens,
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,7 @@ class DiscreteVae(nn.Module):
 
     Codes are unit vectors that encoder and decoder share: logits are sharpness · cos(features, code), the sharpness is
     learned (l2-normalised codes of few dimensions: Yu et al. 2021, section 3.2). With a linear layer of free logits, as
-    in Ramesh et al. 2021, images that are mostly background left all but a few codes unused.
+    in Ramesh et al. 2021, fewer codes stay in use (docs/text_to_image.md).
     """
 
     config: DiscreteVaeConfig
@@ -132,7 +132,7 @@ class DiscreteVae(nn.Module):
         self.encoder_blocks = [blocks(stage) for stage in stages]
         self.encoder_output = Convolution(c.code_width, 1, (None, None, "embed", None))
         first = nn.with_logical_partitioning(nn.initializers.constant(math.log(FIRST_SHARPNESS)), ())
-        self.log_sharpness = self.param("log_sharpness", first, ())
+        self.log_sharpness: Any = self.param("log_sharpness", first, ())
         self.codebook = Embedding(c.vocab_size, c.code_width)
         self.decoder_input = Convolution(c.width * 2**c.halvings, 3)
         self.decoder_blocks = [blocks(stage) for stage in reversed(stages)]

@@ -22,8 +22,8 @@ class DiscreteVaeTaskConfig:
     Attributes:
       first_temperature, last_temperature, temperature_steps: of the relaxation: from the one to the other over so many
         steps.
-      first_kl_weight, last_kl_weight, kl_steps: β, likewise. The paper's grows from 0 to 6.6. Where surfaces are of one
-        colour it should begin large and end small: large, it keeps all codes in use until they have a meaning.
+      first_kl_weight, last_kl_weight, kl_steps: β, likewise. The paper's grows from 0 to 6.6. Where most of an
+        image is one surface it is better small: large, it makes many codes stand for that surface.
     """
 
     first_temperature: float
