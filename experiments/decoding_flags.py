@@ -21,6 +21,7 @@ NAMES = (
     "batch_size",
     "seed",
 )
+IMAGES = ("guidance", "candidates", "rerank")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -40,6 +41,9 @@ def define_decoding_flags() -> None:
     flags.DEFINE_enum("long_lines", None, ["split", "refuse"], "what to do with a line over the model's length")
     flags.DEFINE_integer("batch_size", None, "sentences decoded at a time", lower_bound=1)
     flags.DEFINE_integer("seed", None, "of samples")
+    flags.DEFINE_float("guidance", None, "text to image: scale of classifier-free guidance; 1: none")
+    flags.DEFINE_integer("candidates", None, "text to image: drawn for each caption, n_best are kept")
+    flags.DEFINE_enum("rerank", None, ["none", "likelihood", "caption"], "text to image: which of them are kept")
     flags.DEFINE_float("temperature", None, "sampling: divides the logits")
     flags.DEFINE_integer("top_k", None, "sampling: among the likeliest k tokens; 0: all", lower_bound=0)
     flags.DEFINE_float("top_p", None, "sampling: among the likeliest tokens that make up this probability")
@@ -53,7 +57,7 @@ def decoding_overrides(config: Any) -> dict[str, Any]:
     Raises: UserError for a setting when the run's family decodes nothing.
     """
     values = flags.FLAGS.flag_values_dict()
-    given = {name: values[name] for name in NAMES if values[name] is not None}
+    given = {name: values[name] for name in (*NAMES, *IMAGES) if values[name] is not None}
     changed = {name: values[name] for name in SAMPLING if values[name] is not None}
     if not given and not changed:
         return {}
@@ -61,4 +65,7 @@ def decoding_overrides(config: Any) -> dict[str, Any]:
         raise UserError(
             f"--{next(iter(given | changed))} is about decoding, but a {config.family} run decodes nothing."
         )
+    for name in given:
+        if name in IMAGES and config.family != "text_to_image":
+            raise UserError(f"--{name} is for text_to_image, but this run is of the family {config.family}.")
     return given | ({"sampling": dataclasses.replace(config.decoding.sampling, **changed)} if changed else {})

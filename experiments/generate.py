@@ -26,14 +26,11 @@ from transformer_jax.host import prepare_cpu
 PROMPT = flags.DEFINE_string("prompt", None, "language models: text to continue; may be empty")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "language models: most tokens of a continuation", lower_bound=1)
 TEXT = flags.DEFINE_multi_string("text", None, "text to image: a caption to draw; may be given several times")
-GUIDANCE = flags.DEFINE_float("guidance", None, "text to image: scale of classifier-free guidance; 1: none")
-CANDIDATES = flags.DEFINE_integer("candidates", None, "text to image: drawn for each caption, n_best are kept")
-RERANK = flags.DEFINE_enum("rerank", None, ["none", "likelihood", "caption"], "text to image: which of them are kept")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
 OUTPUT = flags.DEFINE_string("output", None, "file or, for images, folder to write")
 define_decoding_flags()
 flags.adopt_module_key_flags(decoding_flags)
-OWN = {"language_model": (PROMPT, MAX_TOKENS), "text_to_image": (TEXT, GUIDANCE, CANDIDATES, RERANK)}
+OWN = {"language_model": (PROMPT, MAX_TOKENS), "text_to_image": (TEXT,)}
 
 
 def main(arguments: list[str]) -> None:
@@ -78,7 +75,6 @@ def draw(run: Any, files: list[str], settings: dict[str, Any]) -> None:
     from transformer_jax.analysis.image_generation import interact, write_images
     from transformer_jax.decoding.lines import read_lines
 
-    settings |= {flag.name: flag.value for flag in (GUIDANCE, CANDIDATES, RERANK) if flag.value is not None}
     folder = Path(OUTPUT.value) if OUTPUT.value else run.directory.inside("images")
     if not TEXT.value and not files and sys.stdin.isatty():
         return interact(run, folder, **settings)

@@ -92,7 +92,8 @@ def _counted(batch):
 def test_images_become_tokens_and_images_again(runs):
     run, split = runs["discrete_vae"], load_images(runs["discrete_vae"].config.dataset).split("test")
     tokens = run.encode_images(split.images)
-    assert (tokens.shape, tokens.max() < 16) == ((16, 16), True)
+    model = run.model.config
+    assert (tokens.shape, tokens.max() < model.vocab_size) == ((16, model.grid**2), True)
     images = run.decode_images(tokens)
     assert (images.shape, images.dtype) == (split.images.shape, np.uint8)
     record, text = run.evaluate("unseen", None)

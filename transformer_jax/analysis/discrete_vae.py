@@ -12,10 +12,8 @@ from transformer_jax.errors import UserError
 from transformer_jax.families.discrete_vae import DiscreteVaeRunConfig, model_config, reconstruction_scores
 from transformer_jax.families.image_tokenizer import ImageTokenizer
 from transformer_jax.models.discrete_vae import DiscreteVae
-from transformer_jax.sharding import MeshConfig, make_mesh
 from transformer_jax.training.discrete_vae import DiscreteVaeTask
-from transformer_jax.training.evaluators import split_sums
-from transformer_jax.training.step import make_evaluation_step
+from transformer_jax.training.evaluators import sums_on_all_devices
 
 
 class DiscreteVaeRun(Run):
@@ -46,9 +44,9 @@ class DiscreteVaeRun(Run):
         dataset = load_images(self.config.dataset)
         chosen = dataset.split(split)
         name, record = begin_record(self, {"split": split, "dataset": dataset.name, "sha256": dataset.digest}, {})
-        task, mesh = DiscreteVaeTask(self.model, self.config.task), make_mesh(MeshConfig(-1, 1, 1))
+        task = DiscreteVaeTask(self.model, self.config.task)
         batches = array_batches({"images": chosen.images}, self.config.batching.rows)
-        scores = task.summarise(split_sums(make_evaluation_step(task, mesh), self.params, batches, mesh))
+        scores = task.summarise(sums_on_all_devices(task, self.params, batches))
         scores |= reconstruction_scores(self.model, self.params, chosen, dataset.name == "captioned_shapes")
         record = finish_record(self, name, {**record, "scores": scores})
         return record, format_scores(record, f"{len(chosen.images):,} images")

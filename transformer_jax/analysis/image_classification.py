@@ -17,10 +17,8 @@ from transformer_jax.families.image_classification import (
 )
 from transformer_jax.models.transformer import plain
 from transformer_jax.models.vision import VisionTransformer
-from transformer_jax.sharding import MeshConfig, make_mesh
-from transformer_jax.training.evaluators import split_sums
+from transformer_jax.training.evaluators import sums_on_all_devices
 from transformer_jax.training.image_classification import ImageClassificationTask
-from transformer_jax.training.step import make_evaluation_step
 
 
 class ImageClassificationRun(Run):
@@ -43,8 +41,8 @@ class ImageClassificationRun(Run):
         dataset = load_images(self.config.dataset)
         chosen = dataset.split(split)
         name, record = begin_record(self, {"split": split, "dataset": dataset.name, "sha256": dataset.digest}, {})
-        task, mesh = ImageClassificationTask(self.model, self.config.task), make_mesh(MeshConfig(-1, 1, 1))
+        task = ImageClassificationTask(self.model, self.config.task)
         batches = array_batches(example_arrays(chosen), self.config.batching.rows)
-        scores = task.summarise(split_sums(make_evaluation_step(task, mesh), self.params, batches, mesh))
+        scores = task.summarise(sums_on_all_devices(task, self.params, batches))
         record = finish_record(self, name, {**record, "scores": scores})
         return record, format_scores(record, f"{len(chosen.images):,} images")

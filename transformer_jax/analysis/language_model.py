@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from transformer_jax.analysis.capture import Inputs, unpadded
 from transformer_jax.analysis.run import Run, decoding_mesh
@@ -25,10 +23,8 @@ from transformer_jax.errors import UserError
 from transformer_jax.families.language_model import LanguageModelRunConfig, model_config
 from transformer_jax.models.language_model import IncrementalLanguageModel, LanguageModel
 from transformer_jax.models.transformer import Params, plain
-from transformer_jax.sharding import MeshConfig, make_mesh, place
-from transformer_jax.training.evaluators import split_sums
+from transformer_jax.training.evaluators import sums_on_all_devices
 from transformer_jax.training.language_modeling import LanguageModelTask, bits_per_byte
-from transformer_jax.training.step import make_evaluation_step
 
 REPLACEMENT = "\ufffd"
 
@@ -164,9 +160,7 @@ class LanguageModelRun(Run):
         name, record = begin_record(self, data, {"windows": windows})
         task = LanguageModelTask(self.model, config.task)
         batches = list(evaluation_batches(stream, config.batching, stride))
-        mesh = make_mesh(MeshConfig(-1, 1, 1))
-        params = place(self.params, NamedSharding(mesh, P()))
-        sums = split_sums(make_evaluation_step(task, mesh), params, batches, mesh)
+        sums = sums_on_all_devices(task, self.params, batches)
         scores = task.summarise(sums) | {
             "bits_per_byte": bits_per_byte(sums["nll"], stream.num_bytes),
             "tokens": sums["tokens"],

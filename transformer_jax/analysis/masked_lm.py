@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from transformer_jax.analysis.capture import Inputs, unpadded
 from transformer_jax.analysis.run import Run
@@ -27,10 +25,8 @@ from transformer_jax.families.masked_lm import MaskedRunConfig, model_config
 from transformer_jax.models.encoder import MaskedLanguageModel
 from transformer_jax.models.tokens import PAD_ID
 from transformer_jax.models.transformer import Params, plain
-from transformer_jax.sharding import MeshConfig, make_mesh, place
-from transformer_jax.training.evaluators import split_sums
+from transformer_jax.training.evaluators import sums_on_all_devices
 from transformer_jax.training.masked_language_modeling import MaskedLanguageModelTask
-from transformer_jax.training.step import make_evaluation_step
 
 MASK = "[MASK]"
 
@@ -173,9 +169,7 @@ class MaskedRun(Run):
         name, record = begin_record(self, data, {"masking": dataclasses.asdict(config.masking)})
         task = MaskedLanguageModelTask(self.model, config.task)
         batches = list(masked_evaluation_batches(stream, config.batching, Masker(self.tokenizer, config.masking)))
-        mesh = make_mesh(MeshConfig(-1, 1, 1))
-        params = place(self.params, NamedSharding(mesh, P()))
-        sums = split_sums(make_evaluation_step(task, mesh), params, batches, mesh)
+        sums = sums_on_all_devices(task, self.params, batches)
         scores = task.summarise(sums) | {"tokens": sums["tokens"]}
         record = finish_record(self, name, {**record, "scores": scores})
         return record, _format(record)

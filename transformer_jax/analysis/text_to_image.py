@@ -23,9 +23,7 @@ from transformer_jax.families.text_to_image import TextToImageRunConfig, model_c
 from transformer_jax.models.text_to_image import TextToImage
 from transformer_jax.models.tokens import BOS_ID
 from transformer_jax.models.transformer import plain
-from transformer_jax.sharding import MeshConfig, make_mesh
-from transformer_jax.training.evaluators import split_sums
-from transformer_jax.training.step import make_evaluation_step
+from transformer_jax.training.evaluators import sums_on_all_devices
 from transformer_jax.training.text_to_image import TextToImageTask
 
 
@@ -137,10 +135,10 @@ class TextToImageRun(Run):
         generator = self.generator(**settings)
         data = {"split": split, "dataset": dataset.name, "images": len(captions), "sha256": dataset.digest}
         name, record = begin_record(self, data, {"decoding": asdict(generator.config)})
-        task, mesh = TextToImageTask(self.model, config.task), make_mesh(MeshConfig(-1, 1, 1))
+        task = TextToImageTask(self.model, config.task)
         tokens = token_rows(dataset, split, self.tokenizer, self.image_tokenizer, self.model.config)
         batches = array_batches({"tokens": tokens}, config.batching.rows)
-        scores = task.summarise(split_sums(make_evaluation_step(task, mesh), self.params, batches, mesh))
+        scores = task.summarise(sums_on_all_devices(task, self.params, batches))
         judge = make_judge(config.dataset, config.evaluation.classifier)
         if judge is not None:
             images = self.generate(captions, **settings)

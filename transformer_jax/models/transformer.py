@@ -5,7 +5,7 @@ The paper's own choices (Vaswani et al. 2017) are the defaults.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -485,7 +485,7 @@ def unroll(params: Params) -> Params:
     """
     unrolled = dict(params)
     for name, stack in params.items():
-        if "layers" in stack:
+        if isinstance(stack, Mapping) and "layers" in stack:
             rest = {key: value for key, value in stack.items() if key != "layers"}
             count = jax.tree.leaves(stack["layers"])[0].shape[0]
             each = {f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], stack["layers"]) for i in range(count)}

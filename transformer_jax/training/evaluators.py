@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from transformer_jax.data.batches import EvaluationBatch
-from transformer_jax.sharding import BATCH, fetch_each, place
+from transformer_jax.sharding import BATCH, MeshConfig, fetch_each, make_mesh, place
+from transformer_jax.training.step import make_evaluation_step
+from transformer_jax.training.tasks import Task
 
 
 def split_sums(evaluate: Any, params: Any, batches: Sequence[EvaluationBatch], mesh: Mesh) -> dict[str, float]:
@@ -17,3 +20,9 @@ def split_sums(evaluate: Any, params: Any, batches: Sequence[EvaluationBatch], m
         for name, value in sums.items():
             total[name] = total.get(name, 0.0) + float(value)
     return total
+
+
+def sums_on_all_devices(task: Task, params: Any, batches: Sequence[EvaluationBatch]) -> dict[str, float]:
+    """As `split_sums`, with whole parameters from anywhere and the rows over all devices."""
+    mesh = make_mesh(MeshConfig(-1, 1, 1))
+    return split_sums(make_evaluation_step(task, mesh), place(params, NamedSharding(mesh, P())), batches, mesh)
