@@ -167,6 +167,7 @@ def get_config() -> ConfigDict:
     config.batching.max_length = 128
     config.batching.overlong = "drop"
     config.batching.rows_multiple = 8
+    config.batching.packed_length = 0  # pairs up to this length share rows
 
     config.model = blocks()
     config.model.architecture = "transformer"  # "lstm": see recurrent()

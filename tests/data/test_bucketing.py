@@ -36,8 +36,9 @@ def test_shapes_are_few_hold_everything_and_keep_the_budget(num_shapes):
     lengths = made_lengths(3000)
     shapes = plan_shapes(lengths, (40, 40), replace(CONFIG, num_shapes=num_shapes))
     assert 1 <= len(shapes) <= num_shapes
-    assert shapes[-1][1:] == (40, 40)
-    for rows, source, target in shapes:
+    assert shapes[-1].lengths == (40, 40)
+    for rows, source, target, packed in shapes:
+        assert not packed
         assert rows % 4 == 0
         assert 512 - 4 * max(source, target) < rows * max(source, target) <= 512
 
@@ -48,13 +49,13 @@ def test_two_shapes_are_the_best_two():
     table = np.unique(lengths, axis=0)
     tried = {(s, t) for s in np.unique(table[:, 0]) for t in np.unique(table[:, 1]) if 5 <= s <= 30 and abs(s - t) < 6}
     best = min(padded(lengths, [(40, 40), size]) for size in sorted(tried)[::3])
-    assert padded(lengths, [shape[1:] for shape in shapes]) <= best
+    assert padded(lengths, [shape.lengths for shape in shapes]) <= best
 
 
 def test_more_shapes_waste_less():
     lengths = made_lengths(20_000)
     work = [
-        padded(lengths, [s[1:] for s in plan_shapes(lengths, (40, 40), replace(CONFIG, num_shapes=n))])
+        padded(lengths, [s.lengths for s in plan_shapes(lengths, (40, 40), replace(CONFIG, num_shapes=n))])
         for n in (1, 2, 4, 8)
     ]
     assert work == sorted(work, reverse=True)
@@ -73,20 +74,42 @@ def test_every_example_is_in_one_batch_and_one_batch_is_partial():
     lengths = made_lengths(3001)
     shapes = plan_shapes(lengths, (40, 40), CONFIG)
     batches = plan_epoch(lengths, shapes, np.random.default_rng(1))
-    assert sorted(np.concatenate([examples for _, examples in batches])) == list(range(3001))
-    assert sum(len(examples) < shape.rows for shape, examples in batches) <= 1
-    for shape, examples in batches:
+    assert sorted(np.concatenate([batch.examples for batch in batches])) == list(range(3001))
+    assert sum(len(examples) < shape.rows for shape, examples, _ in batches) <= 1
+    for shape, examples, bounds in batches:
         assert shape in shapes
-        assert (lengths[examples] <= shape[1:]).all()
+        assert (lengths[examples] <= shape.lengths).all()
+        assert list(bounds) == list(range(len(examples) + 1))
+
+
+def test_packed_rows_hold_every_example_once_and_little_padding():
+    lengths = made_lengths(3001)
+    config = replace(CONFIG, packed_length=24, num_shapes=3)
+    shapes = plan_shapes(lengths, (40, 40), config)
+    assert len(shapes) <= 3
+    assert shapes[0] == Shape(20, 24, 24, packed=True)
+    assert not any(shape.packed for shape in shapes[1:])
+    batches = plan_epoch(lengths, shapes, np.random.default_rng(1))
+    assert sorted(np.concatenate([batch.examples for batch in batches])) == list(range(3001))
+    packed = [batch for batch in batches if batch.shape.packed]
+    for shape, examples, bounds in packed:
+        assert len(bounds) <= shape.rows + 1
+        assert (np.add.reduceat(lengths[examples], bounds[:-1]) <= shape.lengths).all()
+    held = sum(lengths[batch.examples].sum() for batch in packed)
+    assert held > 0.9 * sum(2 * 24 * batch.shape.rows for batch in packed)
+    assert all((lengths[batch.examples] > 24).any(axis=1).all() for batch in batches if not batch.shape.packed)
+    blocks = [packed[0].block(index, 4) for index in range(4)]
+    assert [len(block.bounds) for block in blocks] == [6] * 4
+    np.testing.assert_array_equal(np.concatenate([block.examples for block in blocks]), packed[0].examples)
 
 
 def test_epochs_differ_in_order_and_company():
     lengths = made_lengths(2000)
     shapes = plan_shapes(lengths, (40, 40), CONFIG)
-    plan = lambda seed: [set(examples) for _, examples in plan_epoch(lengths, shapes, np.random.default_rng(seed))]
+    plan = lambda seed: [set(batch.examples) for batch in plan_epoch(lengths, shapes, np.random.default_rng(seed))]
     assert plan(0) == plan(0)
     assert not set(map(frozenset, plan(0))) & set(map(frozenset, plan(1)))
-    order = [shape.row_cost for shape, _ in plan_epoch(lengths, shapes, np.random.default_rng(0))]
+    order = [batch.shape.row_cost for batch in plan_epoch(lengths, shapes, np.random.default_rng(0))]
     assert order != sorted(order)
     assert order != sorted(order, reverse=True)
 
@@ -108,6 +131,9 @@ def test_long_shapes_keep_at_least_the_multiple():
         ({"max_length": 1}, "batching.max_length"),
         ({"rows_multiple": 0}, "batching.rows_multiple"),
         ({"overlong": "keep"}, "drop, truncate"),
+        ({"packed_length": -1}, "batching.packed_length"),
+        ({"packed_length": 41}, "at most batching.max_length = 40"),
+        ({"packed_length": 8, "num_shapes": 1}, "at least 2"),
     ],
 )
 def test_impossible_values_are_named(change, named):

@@ -16,8 +16,8 @@ from transformer_jax.models.language_model import (
     LanguageModel,
     LanguageModelConfig,
     initial_parameters,
-    positions_in,
 )
+from transformer_jax.models.positions import positions_in
 from transformer_jax.models.transformer import unroll
 from transformer_jax.training.language_modeling import LanguageModelTask, LanguageModelTaskConfig
 

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tests.models.tiny import BASE, QUICK, random_parameters, run, tiny_config, token_batch
 from transformer_jax.models.layers import row_seeds
 from transformer_jax.models.positions import sinusoidal
+from transformer_jax.models.seq2seq import Segments
 from transformer_jax.models.transformer import EncoderDecoder, FeedForward, TransformerConfig, unroll
 from transformer_jax.training.losses import cross_entropy
 from transformer_jax.training.tasks import TaskConfig, TranslationTask
@@ -62,6 +63,33 @@ def test_a_bias_on_logits() -> None:
     expected, slope = jax.value_and_grad(smoothed)(jnp.zeros_like(bias))
     assert float(value) == pytest.approx(float(expected), rel=1e-4)
     np.testing.assert_allclose(gradient["output_bias"]["bias"], slope, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "relative", "alibi"])
+def test_pairs_that_share_a_row_are_as_in_rows_of_their_own(positions: str) -> None:
+    config = tiny_config(**BASE, positions=positions)
+    params = random_parameters(config)
+    apart = token_batch(seed=4)  # rows of 7, 5 and 3 source tokens, of 6, 4 and 2 target tokens
+    wanted = run(config, params, *apart, method="hidden")
+    packed, numbers = zip(*[_side_by_side(side) for side in apart], strict=True)
+    segments = Segments(*map(jnp.asarray, numbers))
+    packed_hidden = lambda model, *sides: model.hidden(*sides, segments=segments)
+    together = lambda *sides: run(config, params, *sides, method=packed_hidden)
+    found = together(*packed)[0]
+    real = np.asarray(apart[1]) != 0
+    np.testing.assert_allclose(found[: real.sum()], wanted[real], atol=2e-5)
+    # A neighbour's tokens are seen by nobody else.
+    other = packed[0].copy()
+    other[0, 8] += 1
+    np.testing.assert_array_equal(together(other, packed[1])[0, :6], found[:6])
+
+
+def _side_by_side(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a batch in one row of 16, and the number of the row of each token."""
+    row = np.zeros((2, 1, 16), np.int32)
+    real = tokens != 0
+    row[0, 0, : real.sum()], row[1, 0, : real.sum()] = tokens[real], np.nonzero(real)[0] + 1
+    return row[0], row[1]
 
 
 @pytest.mark.parametrize("kind", ["source_target", "target_output", "all"])

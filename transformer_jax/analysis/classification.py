@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from transformer_jax.analysis.capture import Inputs, unpadded
 from transformer_jax.analysis.run import Run
 from transformer_jax.analysis.scores import begin_record, finish_record
-from transformer_jax.data.bucketing import PlannedBatch, Shape
+from transformer_jax.data.bucketing import Shape, one_a_row
 from transformer_jax.data.label_batches import TextEncoder, fill_labelled
 from transformer_jax.data.labelled import Labelled, label_ids, load_labelled, read_labelled_files
 from transformer_jax.data.text_tokenizers import TextTokenizer
@@ -85,7 +85,7 @@ class ClassificationRun(Run):
         """What the model is called with: tokens, segments and types int32[B, T]."""
         (given,) = texts
         encoded = self._encoder(self._texts(given))
-        planned = PlannedBatch(Shape(len(encoded), max(len(one.ids) for one in encoded), 1), np.arange(len(encoded)))
+        planned = one_a_row(Shape(len(encoded), max(len(one.ids) for one in encoded), 1), np.arange(len(encoded)))
         batch = fill_labelled(encoded, None, planned, self._words)
         return batch["inputs"], (batch["inputs"] != PAD_ID).astype(np.int32), batch["types"]
 

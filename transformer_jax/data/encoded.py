@@ -36,16 +36,23 @@ class Encoded(NamedTuple):
         """int64[N]: tokens of each text, EOS included."""
         return np.diff(self.offsets) + 1
 
-    def fill(self, examples: np.ndarray, rows: int, length: int) -> np.ndarray:
-        """int32[rows, length]: the texts `examples`, each cut to fit and ended by EOS, padded with PAD."""
-        filled = np.full((rows, length), PAD, np.int32)
-        starts = self.offsets[examples][:, None]
-        ends = np.minimum(self.offsets[examples + 1][:, None] - starts, length - 1)
-        columns = np.arange(length)
-        places = np.minimum(starts + columns, len(self.ids) - 1)
-        filled[: len(examples)] = np.where(columns < ends, self.ids[places], PAD)
-        filled[np.arange(len(examples)), ends[:, 0]] = EOS
-        return filled
+    def fill(self, examples: np.ndarray, bounds: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Texts side by side in rows, each cut to a row's length and ended by EOS; the rest is PAD.
+
+        Args: row r has the texts ``examples[bounds[r] : bounds[r + 1]]``, at least one; they fit.
+        Returns: tokens int32[rows, length], and the number of each one's text in its row from 1, 0 for padding.
+        """
+        sizes = np.minimum(self.offsets[examples + 1] - self.offsets[examples] + 1, length)
+        begins, per_row = np.cumsum(sizes) - sizes, np.diff(bounds)
+        row = np.repeat(np.arange(len(per_row)), per_row)
+        cells = row * length + begins - begins[bounds[row]]  # of first tokens, in the flat batch
+        within = np.arange(sizes.sum()) - np.repeat(begins, sizes)
+        spread = lambda values: np.repeat(values, sizes)
+        ids = np.where(within == spread(sizes - 1), EOS, self.ids[spread(self.offsets[examples]) + within])
+        filled = [np.full((rows, length), PAD, np.int32), np.zeros((rows, length), np.int32)]
+        for array, values in zip(filled, (ids, spread(np.arange(len(row)) - bounds[row] + 1)), strict=True):
+            array.reshape(-1)[spread(cells) + within] = values
+        return filled[0], filled[1]
 
 
 class EncodedPairs(NamedTuple):

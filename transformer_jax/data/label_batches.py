@@ -7,7 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer_jax.data.batches import ArraySpec, Batch, Batches, BatchSpec, EvaluationBatch
-from transformer_jax.data.bucketing import BatchingConfig, PlannedBatch, Shape, make_shape, plan_epoch, plan_shapes
+from transformer_jax.data.bucketing import (
+    BatchingConfig,
+    PlannedBatch,
+    Shape,
+    make_shape,
+    one_a_row,
+    plan_epoch,
+    plan_shapes,
+)
 from transformer_jax.data.labelled import LabelledDataset, Text, label_ids
 from transformer_jax.data.text_tokenizers import TextTokenizer, marks_of
 from transformer_jax.data.tokenizers import PAD, Tokenizer
@@ -95,7 +103,7 @@ def fill_labelled(
 ) -> Batch:
     """ "inputs" and "types" int32[rows, length], and "labels" int32[rows], or [rows, length] where words have them: at
     the first token of each. UNLABELLED is where none is asked for."""
-    rows, length, _ = planned.shape
+    rows, length = planned.shape.rows, planned.shape.source_length
     inputs, types = np.full((rows, length), PAD, np.int32), np.zeros((rows, length), np.int32)
     wanted = np.full((rows, length) if words else rows, UNLABELLED, np.int32)
     for row, example in enumerate(planned.examples):
@@ -119,12 +127,7 @@ class LabelledEpoch:
         return len(self._plan)
 
     def batch(self, index: int, blocks: Sequence[int], count: int) -> Batch:
-        shape, examples = self._plan[index]
-        share = shape.rows // count
-        parts = []
-        for block in blocks:
-            mine = examples[block * share : (block + 1) * share]
-            parts.append(self._fill(PlannedBatch(shape._replace(rows=share), mine)))
+        parts = [self._fill(self._plan[index].block(block, count)) for block in blocks]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -188,5 +191,5 @@ def labelled_batches(
         chosen = order[start : min(start + shape.rows, fitting)]
         examples = np.full(shape.rows, -1, np.int64)
         examples[: len(chosen)] = chosen
-        yield EvaluationBatch(fill_labelled(encoded, labels, PlannedBatch(shape, chosen), words), examples)
+        yield EvaluationBatch(fill_labelled(encoded, labels, one_a_row(shape, chosen), words), examples)
         start += len(chosen)

@@ -137,46 +137,64 @@ def sliding_windows(offsets: np.ndarray, length: int, stride: int) -> Pieces:
 
 
 def pack(pieces: Pieces, length: int, rng: np.random.Generator) -> Rows:
-    """Pieces in as few rows as best-fit decreasing finds; pieces of one length are dealt out at random, and so are the
-    rows.
+    """Pieces in as few rows as best-fit decreasing finds: see `pack_sizes`."""
+    return Rows(pieces, *pack_sizes(pieces.length[:, None], (length,), rng))
 
-    Works on counts of pieces and rows by length, not on single pieces (Krell et al. 2021, section 3.2).
+
+def pack_sizes(sizes: np.ndarray, room: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces in as few rows as best-fit decreasing finds, so that the sizes in each row sum to at most its room; pieces
+    of one size are dealt out at random, and so are the rows.
+
+    Works on counts of pieces and rows by size, not on single pieces (Krell et al. 2021, section 3.2).
+
+    Args:
+      sizes: int64[N, D], at least 1 and at most ``room``: such as the source and target tokens of a pair.
+    Returns: the ``order`` and ``bounds`` of `Rows`.
     """
-    shuffled = rng.permutation(len(pieces.length))
-    by_length = shuffled[np.argsort(-pieces.length[shuffled], kind="stable")]
-    sizes, counts = np.unique(-pieces.length[by_length], return_counts=True)
-    row_of = np.empty(len(by_length), np.int64)
-    place_of = np.empty(len(by_length), np.int64)
-    open_rows: dict[int, list[np.ndarray]] = {}  # by room left: arrays of row numbers
+    shuffled = rng.permutation(len(sizes))
+    # The largest first, by their sum; lexsort's last key is the first that counts.
+    by_size = shuffled[np.lexsort((*-sizes[shuffled].T, -sizes[shuffled].sum(axis=1)))]
+    kinds, counts = _runs(sizes[by_size])
+    row_of = np.empty(len(sizes), np.int64)
+    place_of = np.empty(len(sizes), np.int64)
+    open_rows: dict[tuple[int, ...], list[np.ndarray]] = {}  # by room left: arrays of row numbers
     num_rows = taken = 0
-    for size, count in zip((-sizes).tolist(), counts.tolist(), strict=True):
+    for size, count in zip(kinds, counts.tolist(), strict=True):
         while count:
-            room = min((r for r, rows in open_rows.items() if r >= size and rows), default=0)
-            if room:
-                rows = open_rows[room].pop()
+            rooms = np.array([left for left, rows in open_rows.items() if rows]).reshape(-1, len(room))
+            rooms = rooms[(rooms >= size).all(axis=1)]
+            if len(rooms):
+                left = rooms[np.lexsort((*rooms.T, rooms.sum(axis=1)))[0]]
+                rows = open_rows[tuple(left.tolist())].pop()
             else:
-                room = length
-                rows = np.arange(num_rows, num_rows - (-count // (length // size)))
+                left = np.array(room)
+                rows = np.arange(num_rows, num_rows - (-count // int((left // size).min())))
                 num_rows += len(rows)
             # As many to a row as it has room for; one more row takes what is left, fewer than that.
-            each = room // size
+            each = int((left // size).min())
             used = min(len(rows), -(-count // each))
             number = np.arange(min(count, used * each))
-            members = by_length[taken : taken + len(number)]
-            row_of[members], place_of[members] = rows[number // each], length - room + number % each * size
+            members = by_size[taken : taken + len(number)]
+            row_of[members], place_of[members] = rows[number // each], room[0] - left[0] + number % each * size[0]
             full = len(number) // each
             partly = len(number) - full * each
-            for left, those in (
-                (room - each * size, rows[:full]),
-                (room - partly * size, rows[full:used]),
-                (room, rows[used:]),
+            for rest, those in (
+                (left - each * size, rows[:full]),
+                (left - partly * size, rows[full:used]),
+                (left, rows[used:]),
             ):
-                if left and len(those):
-                    open_rows.setdefault(left, []).append(those)
+                if rest.all() and len(those):
+                    open_rows.setdefault(tuple(rest.tolist()), []).append(those)
             taken, count = taken + len(number), count - len(number)
     row_of = rng.permutation(num_rows)[row_of]
     order = np.lexsort((place_of, row_of))
-    return Rows(pieces, order, np.searchsorted(row_of[order], np.arange(num_rows + 1)))
+    return order, np.searchsorted(row_of[order], np.arange(num_rows + 1))
+
+
+def _runs(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows in which equal ones are neighbours: each once, and how many there are."""
+    first = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]).any(axis=1)][: len(rows)])
+    return rows[first], np.diff(np.r_[first, len(rows)])
 
 
 class Places(NamedTuple):

@@ -22,6 +22,7 @@ from transformer_jax.data.encoded import EncodedPairs, cached_pairs, encode_pair
 from transformer_jax.data.tokenizers import UNK, TokenizerPair
 from transformer_jax.errors import UserError
 
+SIDES = EncodedPairs._fields
 HEADROOM = 1.1  # with subword sampling, how much longer than the longest seen example the largest shape is
 STATISTICS = 100_000  # with subword sampling, most examples sampled to choose the shapes
 _ORDER, _SAMPLING, _SHAPES = range(3)  # what random numbers are for; mixed into every seed
@@ -31,7 +32,7 @@ class PairEpoch:
     """One pass over the training split: its tokens, and its batches in order."""
 
     def __init__(self, pairs: EncodedPairs, shapes: list[Shape], config: BatchingConfig, rng: np.random.Generator):
-        largest = shapes[-1][1:]
+        largest = shapes[-1].lengths
         lengths = pairs.lengths
         long = (lengths > largest).any(axis=1)
         kept = np.flatnonzero(~long) if config.overlong == "drop" else np.arange(len(lengths))
@@ -39,24 +40,25 @@ class PairEpoch:
         self.truncated = int(long.sum()) - self.dropped
         self.lengths = np.minimum(lengths[kept], largest)
         self.pairs = pairs
-        self.plan = [PlannedBatch(shape, kept[examples]) for shape, examples in plan_epoch(self.lengths, shapes, rng)]
+        self.plan = [batch._replace(examples=kept[batch.examples]) for batch in plan_epoch(self.lengths, shapes, rng)]
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def batch(self, index: int, blocks: Sequence[int], count: int) -> Batch:
-        """As `Epoch.batch`: {"source": int32[B, S], "target": int32[B, T]}."""
-        shape, examples = self.plan[index]
-        rows = shape.rows // count
-        parts = [_assemble(self.pairs, Shape(rows, *shape[1:]), examples[block * rows :][:rows]) for block in blocks]
-        return parts[0] if len(parts) == 1 else {side: np.concatenate([p[side] for p in parts]) for side in parts[0]}
+        """As `Epoch.batch`: {"source": int32[B, S], "target": int32[B, T]}, and of packed shapes ``source_segments``
+        and ``target_segments``: which pair of its row each token belongs to, from 1; 0 is padding.
+        """
+        parts = [_assemble(self.pairs, self.plan[index].block(block, count)) for block in blocks]
+        return parts[0] if len(parts) == 1 else {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def _assemble(pairs: EncodedPairs, shape: Shape, examples: np.ndarray) -> Batch:
-    return {
-        "source": pairs.source.fill(examples, shape.rows, shape.source_length),
-        "target": pairs.target.fill(examples, shape.rows, shape.target_length),
-    }
+def _assemble(pairs: EncodedPairs, planned: PlannedBatch) -> Batch:
+    shape, examples, bounds = planned
+    batch, segments = {}, {}
+    for side, texts, length in zip(SIDES, pairs, shape.lengths, strict=True):
+        batch[side], segments[f"{side}_segments"] = texts.fill(examples, bounds, shape.rows, length)
+    return batch | segments if shape.packed else batch
 
 
 class Pipeline(Batches):
@@ -110,8 +112,12 @@ class Pipeline(Batches):
 
     @property
     def specs(self) -> list[BatchSpec]:
-        sides = lambda shape: {"source": (shape.rows, shape[1]), "target": (shape.rows, shape[2])}
-        return [{name: ArraySpec(size, "int32") for name, size in sides(shape).items()} for shape in self.shapes]
+        def spec(shape: Shape) -> BatchSpec:
+            lengths = zip(SIDES, shape.lengths, strict=True)
+            sides = {side: ArraySpec((shape.rows, length), "int32") for side, length in lengths}
+            return sides | ({f"{side}_segments": array for side, array in sides.items()} if shape.packed else {})
+
+        return [spec(shape) for shape in self.shapes]
 
     def describe(self) -> str:
         return format_report(self.report())
@@ -127,7 +133,7 @@ class Pipeline(Batches):
     def report(self, epoch: int = 0) -> dict[str, Any]:
         """What the batches of an epoch are made of: counts, shapes, shares of padding and unknown tokens."""
         made: Any = self.epoch(epoch)
-        used = Counter(shape for shape, _ in made.plan)
+        used = Counter(batch.shape for batch in made.plan)
         cells = np.array([[s.rows * s.source_length * n, s.rows * s.target_length * n] for s, n in used.items()])
         tokens, cells = made.lengths.sum(axis=0), cells.sum(axis=0)
         waste = 1 - tokens / cells
@@ -159,16 +165,18 @@ def validation_batches(
     """
     encoded = encode_pairs(pairs.texts(), tokenizers)
     lengths = encoded.lengths
-    doublings = np.ceil(np.log2(np.maximum(lengths / shapes[-1][1:], 1).max(axis=1))).astype(int)
+    largest = shapes[-1].lengths
+    doublings = np.ceil(np.log2(np.maximum(lengths / largest, 1).max(axis=1))).astype(int)
     batches = []
     for doubling in np.unique(doublings):
-        size = [length << int(doubling) for length in shapes[-1][1:]]
+        size = [length << int(doubling) for length in largest]
         group = np.flatnonzero(doublings == doubling)
-        fitting = [make_shape(size[0], size[1], batching)] if doubling else list(shapes)
-        for shape, members in plan_epoch(lengths[group], fitting, np.random.default_rng(0)):
-            rows = np.full(shape.rows, -1, np.int64)
-            rows[: len(members)] = group[members]
-            batches.append(EvaluationBatch(_assemble(encoded, shape, group[members]), rows))
+        fitting = [make_shape(size[0], size[1], batching)] if doubling else [s._replace(packed=False) for s in shapes]
+        for planned in plan_epoch(lengths[group], fitting, np.random.default_rng(0)):
+            planned = planned._replace(examples=group[planned.examples])
+            rows = np.full(planned.shape.rows, -1, np.int64)
+            rows[: len(planned.examples)] = planned.examples
+            batches.append(EvaluationBatch(_assemble(encoded, planned), rows))
     return batches
 
 
@@ -190,5 +198,6 @@ def format_report(report: Mapping[str, Any]) -> str:
     lines.append("shapes         rows  source  target  batches")
     for shape in report["shapes"]:
         numbers = (shape["rows"], shape["source_length"], shape["target_length"], shape["batches"])
-        lines.append("               {:>4}  {:>6}  {:>6}  {:>7}".format(*numbers))
+        packed = "  several pairs a row" if shape["packed"] else ""
+        lines.append("               {:>4}  {:>6}  {:>6}  {:>7}".format(*numbers) + packed)
     return "\n".join(lines)

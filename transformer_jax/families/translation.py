@@ -79,6 +79,11 @@ class TranslationConfig(RunConfig):
                 "'none'."
             )
         model = model_config(self, tokenizer.vocab_size, tokenizer.vocab_size)
+        if self.batching.packed_length and model.architecture == "lstm":
+            raise UserError(
+                f"batching.packed_length={self.batching.packed_length} lets pairs share rows, which model.architecture="
+                "'lstm' would read as one; set it to 0."
+            )
         for section, name in (
             ("batching", "max_length"),
             ("decoding", "max_source_length"),
@@ -122,7 +127,7 @@ class TranslationEvaluator:
         pairs = dataset.splits["validation"]
         sources, targets = pairs.texts()
         # Two of the training shapes are enough here: padding costs less than compiling.
-        chosen = [shapes[len(shapes) // 2], shapes[-1]] if len(shapes) > 1 else list(shapes)
+        chosen = [shapes[(len(shapes) - 1) // 2], shapes[-1]] if len(shapes) > 1 else list(shapes)
         self._batches = validation_batches(pairs, tokenizers, chosen, config.batching)
         self._mesh, self._task, self._evaluate = mesh, task, make_evaluation_step(task, mesh)
         count = config.evaluation.max_sentences or len(sources)

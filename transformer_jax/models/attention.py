@@ -19,6 +19,12 @@ MASKED = -1e9
 """Added to scores that must not be seen: finite, so that a row of padding alone stays free of NaN."""
 
 
+def own_segment(queries: Array, keys: Array) -> Array:
+    """Bias float32[B, 1, T, S] by which each query sees the keys of its own segment only, from the numbers of segments
+    int32[B, T] and int32[B, S]: so what is packed into a row is as in a row of its own."""
+    return jnp.where(queries[:, None, :, None] == keys[:, None, None, :], 0.0, MASKED)
+
+
 def split_heads(x: Array, dtype: str, *weights: tuple[Array, Array | None]) -> list[Array]:
     """x[B, T, D] · kernel[D, H, K] + bias[H, K] -> [B, H, T, K] for each of the weights, by one matrix product."""
     kernels, biases = zip(*weights, strict=True)

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jax import Array
 
-from transformer_jax.models.attention import MASKED
-from transformer_jax.models.language_model import positions_in
+from transformer_jax.models.attention import own_segment
 from transformer_jax.models.layers import (
     Embedding,
     Norm,
@@ -25,7 +24,7 @@ from transformer_jax.models.layers import (
     need,
     product,
 )
-from transformer_jax.models.positions import sinusoidal
+from transformer_jax.models.positions import positions_in, sinusoidal
 from transformer_jax.models.taps import Network, tap
 from transformer_jax.models.transformer import ACTIVATIONS, BlockConfig, Stack
 
@@ -106,8 +105,7 @@ class Encoder(Network):
             x = self.embedding_norm(x)
         x = tap(self, "embeddings", x.astype(c.activation_dtype))
         x = dropout(x, seeds, "embedding", c.embedding_dropout_rate)
-        bias = jnp.where(segments[:, None, :, None] == segments[:, None, None, :], 0.0, MASKED)
-        return self.encoder(x, bias, None, None, seeds)
+        return self.encoder(x, own_segment(segments, segments), None, None, seeds)
 
     def pooled(self, states: Array) -> Array:
         """tanh(W·x + b) of the first token's states: [B, T, D] -> [B, D]."""

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from transformer_jax.models.attention import MASKED
+from transformer_jax.models.attention import MASKED, own_segment
 from transformer_jax.models.layers import UNLIKELY, Embedding, Seeds, draw_normal, dropout, linear_logits, need
-from transformer_jax.models.positions import sinusoidal
+from transformer_jax.models.positions import positions_in, sinusoidal
 from transformer_jax.models.taps import Network, tap
 from transformer_jax.models.tokens import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, plain, unroll
@@ -36,13 +36,6 @@ class LanguageModelConfig(BlockConfig):
     scale_embeddings: bool
     initializer: Literal["xavier", "gpt2"]
     end_begins: bool = False
-
-
-def positions_in(segments: Array) -> Array:
-    """int32[B, T]: how many positions of the same segment come before each; segments int32[B, T] lie in one piece."""
-    index = jnp.arange(segments.shape[1])
-    starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
-    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
 class LanguageModel(Network):
@@ -92,7 +85,7 @@ class LanguageModel(Network):
         )
         if segments is None:
             return self.decoder(self._embed(inputs, jnp.arange(length), seeds), None, None, None, seeds)
-        bias = jnp.where(segments[:, None, :, None] == segments[:, None, None, :], 0.0, MASKED)
+        bias = own_segment(segments, segments)
         return self.decoder(self._embed(inputs, positions_in(segments), seeds), bias, None, None, seeds)
 
     def output_table(self) -> Array:

@@ -1,4 +1,6 @@
-"""Positions: sinusoidal tables, rotary rotation, and the attention biases of ALiBi and of relative buckets."""
+"""Positions: in packed rows, sinusoidal tables, rotary rotation, and the attention biases of ALiBi and of relative
+buckets.
+"""
 
 import math
 
@@ -7,6 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import Array
+
+
+def positions_in(segments: Array) -> Array:
+    """int32[B, T]: how many positions of the same segment come before each; segments int32[B, T] lie in one piece."""
+    index = jnp.arange(segments.shape[1])
+    starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
 def sinusoidal(length: int, d_model: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from jax import Array
 from transformer_jax.models.attention import MASKED
 from transformer_jax.models.layers import Seeds, Weights, at_use, dropout, fold_in, need
 from transformer_jax.models.recurrence import Lstm, LstmWeights, Product, Run, direct, lstm, run_side_by_side, scan
-from transformer_jax.models.seq2seq import Seq2Seq, Tying, check_tying, shifted
+from transformer_jax.models.seq2seq import Segments, Seq2Seq, Tying, check_tying, shifted
 from transformer_jax.models.taps import COLLECTION, edit_step, tap, tapped
 from transformer_jax.models.tokens import PAD_ID
 
@@ -360,7 +360,10 @@ class RecurrentEncoderDecoder(Seq2Seq):
         memory, states = self.encoder(self._embed("source", source, seeds, cut), real, seeds)
         return memory, jnp.where(real, 0.0, MASKED)[:, None], states
 
-    def hidden(self, source: Array, target: Array, seeds: Seeds = None, cut: float = 0.0) -> Array:
+    def hidden(
+        self, source: Array, target: Array, seeds: Seeds = None, cut: float = 0.0, segments: Segments | None = None
+    ) -> Array:
+        need(segments is None, "recurrent networks read a row as one sentence; set batching.packed_length to 0.")
         for side, tokens in (("source", source), ("target", target)):
             self.check_length(f"a {side} of", tokens.shape[1], "split it, or raise it.")
         encoded = self.encode(source, seeds, cut)

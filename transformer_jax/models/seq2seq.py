@@ -1,6 +1,6 @@
 """What all encoder-decoders have in common: the tables of tokens, tied or not, and the logits of the last states."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,6 +12,14 @@ from transformer_jax.models.tokens import BOS_ID
 
 Tying = Literal["none", "source_target", "target_output", "all"]
 """Which of the tables of source tokens, target tokens and the output are one."""
+
+
+class Segments(NamedTuple):
+    """Which pair of its row each token belongs to, where several share one: int32[B, S] and int32[B, T], from 1 and in
+    order; 0 is padding. A pair is then as in a row of its own."""
+
+    source: Array
+    target: Array
 
 
 def check_tying(config: Any) -> None:
@@ -65,7 +73,9 @@ class Seq2Seq(Network):
         limit = self.config.max_length
         need(length <= limit, f"{what} {length} tokens exceeds max_length={limit}; {advice}")
 
-    def hidden(self, source: Array, target: Array, seeds: Seeds = None, cut: float = 0.0) -> Array:
+    def hidden(
+        self, source: Array, target: Array, seeds: Seeds = None, cut: float = 0.0, segments: Segments | None = None
+    ) -> Array:
         """The decoder's last states [B, T, D] under teacher forcing; `logits` of them predict ``target``."""
         raise NotImplementedError
 

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from transformer_jax.models.attention import MASKED, MultiHeadAttention
+from transformer_jax.models.attention import MASKED, MultiHeadAttention, own_segment
 from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in, need, product
-from transformer_jax.models.positions import RelativeBias, alibi, sinusoidal
-from transformer_jax.models.seq2seq import Seq2Seq, Tying, check_tying, shifted
+from transformer_jax.models.positions import RelativeBias, alibi, positions_in, sinusoidal
+from transformer_jax.models.seq2seq import Segments, Seq2Seq, Tying, check_tying, shifted
 from transformer_jax.models.taps import COLLECTION, tap
-from transformer_jax.models.tokens import PAD_ID
+from transformer_jax.models.tokens import BOS_ID, PAD_ID
 
 Params = Any
 Cache = dict[str, Any]
@@ -409,18 +409,32 @@ class EncoderDecoder(Seq2Seq):
         x = tap(self, f"{side}_embeddings", x.astype(c.activation_dtype))
         return dropout(x, seeds, f"{side}_embedding", c.embedding_dropout_rate)
 
-    def encode(self, source: Array, seeds: Seeds = None, cut: float = 0.0) -> tuple[Array, Array]:
-        """source int32[B, S] -> memory [B, S, D] and its mask as a bias float32[B, 1, 1, S]."""
+    def encode(
+        self, source: Array, seeds: Seeds = None, cut: float = 0.0, segments: Array | None = None
+    ) -> tuple[Array, Array]:
+        """source int32[B, S] -> memory [B, S, D] and its mask as a bias float32[B, 1, 1, S], or [B, 1, S, S] if several
+        sources share a row (``segments`` int32[B, S])."""
         bias = jnp.where(source == PAD_ID, MASKED, 0.0)[:, None, None, :]
+        first: Array | int = 0
+        if segments is not None:
+            bias, first = own_segment(segments, segments), positions_in(segments)
         seeds = fold_in(seeds, "encoder")
-        x = self._embed("source", source, 0, seeds, cut)
+        x = self._embed("source", source, first, seeds, cut)
         return self.encoder(x, bias, None, None, seeds), bias
 
-    def hidden(self, source: Array, target: Array, seeds: Seeds = None, cut: float = 0.0) -> Array:
-        memory, cross_bias = self.encode(source, seeds, cut)
+    def hidden(
+        self, source: Array, target: Array, seeds: Seeds = None, cut: float = 0.0, segments: Segments | None = None
+    ) -> Array:
+        memory, cross_bias = self.encode(source, seeds, cut, segments.source if segments else None)
+        inputs, own = shifted(target), None
+        first: Array | int = 0
+        if segments is not None:
+            first = positions_in(segments.target)
+            inputs = jnp.where(first == 0, BOS_ID, inputs)
+            own = own_segment(segments.target, segments.target)
+            cross_bias = own_segment(segments.target, segments.source)
         seeds = fold_in(seeds, "decoder")
-        x = self._embed("target", shifted(target), 0, seeds, cut)
-        return self.decoder(x, None, memory, cross_bias, seeds)
+        return self.decoder(self._embed("target", inputs, first, seeds, cut), own, memory, cross_bias, seeds)
 
     def start(self, source: Array, beam_size: int, max_length: int) -> Cache:
         """The cache before the first token: cross-attention keys and values of source int32[B, S], empty slots for

@@ -9,7 +9,7 @@ from jax import Array
 
 from transformer_jax.errors import UserError
 from transformer_jax.models.layers import Seeds, fold_in, widened
-from transformer_jax.models.seq2seq import Seq2Seq
+from transformer_jax.models.seq2seq import Segments, Seq2Seq
 from transformer_jax.models.tokens import PAD_ID
 from transformer_jax.training.losses import Sums, consistent_rows, in_chunks, summed_cross_entropy
 
@@ -72,9 +72,11 @@ class TranslationTask:
 
     def loss(self, params: Any, batch: Batch, seeds: Seeds) -> tuple[Array, Sums]:
         c, source, target = self.config, batch["source"], batch["target"]
+        packed = "source_segments" in batch
+        segments = Segments(batch["source_segments"], batch["target_segments"]) if packed else None
 
         def hidden(seeds: Seeds, cut: float = 0.0) -> Array:
-            x: Any = self.model.apply({"params": params}, source, target, seeds, cut, method="hidden")
+            x: Any = self.model.apply({"params": params}, source, target, seeds, cut, segments, method="hidden")
             return widened(x.reshape(-1, x.shape[-1]), table).astype(self.model.config.product_dtype)
 
         table: Any = self.model.apply({"params": params}, method="output_table")
