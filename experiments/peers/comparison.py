@@ -36,6 +36,9 @@ def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) ->
     """
     values = plain(mapping)
     values["model"] |= {"norm_placement": "post", "attention_bias": True}
+    if values["batching"]["packed_length"]:
+        # MarianMT reads a row as one sentence, so both sides get rows of one.
+        values["batching"] |= {"packed_length": 0, "num_shapes": 8}
     config = parse_config(values)
     python = interpreter(folder, "marian")
     dataset = load_dataset(config.dataset)
