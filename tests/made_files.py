@@ -70,7 +70,12 @@ LEARNS = {
     "evaluation__weights": "latest",
 }
 # Everything that resuming has to get right at once.
-FULL = {"tokenizer__sampling": 0.1, "training__accumulation": 2, "training__ema_decay": 0.9}
+FULL = {
+    "tokenizer__sampling": 0.1,
+    "batching__packed_length": 10,
+    "training__accumulation": 2,
+    "training__ema_decay": 0.9,
+}
 
 
 def write_pairs(folder: Path, train: int = 400, most_words: int = 8) -> Path:

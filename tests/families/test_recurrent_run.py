@@ -15,7 +15,7 @@ from transformer_jax.training import loop
 from transformer_jax.training.loop import Outcome, train
 
 pytestmark = pytest.mark.xdist_group("recurrent run")
-SETTINGS = {**FULL, "optimizer__peak_learning_rate": 2e-2, "batching__num_shapes": 1}
+SETTINGS = {**FULL, "batching__packed_length": 0, "optimizer__peak_learning_rate": 2e-2, "batching__num_shapes": 1}
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@ CHANGES = {
     "checkpoints__every_steps": 4,
     "evaluation__every_steps": 4,
     "evaluation__max_sentences": 8,
-    "batching__num_shapes": 1,
     "batching__rows_multiple": 8,
     "decoding__max_target_length": 12,
 }
