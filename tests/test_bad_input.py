@@ -13,6 +13,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.experiment import plain
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.training.loop import train
+from transformer_jax.training.metric_writer import read_metrics
 
 pytestmark = pytest.mark.xdist_group("bad_input")
 
@@ -102,6 +103,20 @@ def test_a_missing_validation_split_is_told_before_training(data, tmp_path):
 
 def test_a_vocabulary_that_the_text_cannot_fill(data, tmp_path):
     refuse(tmp_path / "run", data, "tokenizer.vocab_size", "5000", tokenizer__vocab_size=5000)
+def test_a_validation_line_of_hundreds_of_words_ends_no_training(data, tmp_path):
+    """The pair is left out of the loss, and counted; for BLEU it is translated in pieces, whatever the setting."""
+    (tmp_path / "long.tsv").write_text("one two\teins zwei\n" + "one " * 300 + "\t" + "eins " * 300 + "\n")
+    changes = {"training__total_steps": 1, "decoding__long_lines": "refuse", "batching__num_shapes": 1}
+    assert train(tiny_config(data, **changes, dataset__validation=tmp_path / "long.tsv"), tmp_path / "run").finished
+    metrics = {row["name"]: row["value"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")}
+    assert metrics["perplexity_pairs_left_out"] == 1
+    assert metrics["perplexity"] > 1
+    assert "bleu" in metrics
+    (tmp_path / "long.tsv").write_text("one " * 300 + "\teins\n")
+    parts = ("No validation pair", "model.max_length=256")
+    refuse(tmp_path / "none", data, *parts, dataset__validation=tmp_path / "long.tsv")
+
+
 
 
 def test_a_workdir_of_another_experiment_or_of_other_things(data, tmp_path):

@@ -151,25 +151,27 @@ class Pipeline(Batches):
 
 
 def validation_batches(
-    pairs: PairSource, tokenizers: TokenizerPair, shapes: Sequence[Shape], batching: BatchingConfig
-) -> list[EvaluationBatch]:
+    pairs: PairSource, tokenizers: TokenizerPair, shapes: Sequence[Shape], batching: BatchingConfig, longest: int
+) -> tuple[list[EvaluationBatch], int]:
     """Every example of a split exactly once and whole, in the training shapes wherever they hold it.
 
-    Examples longer than the last of `shapes` get shapes of their own: its lengths doubled until they fit.
+    Examples longer than the last of `shapes` get shapes of their own: its lengths doubled until they fit. Those with
+    a side of more than `longest` tokens, which the model does not take, are left out; the second result counts them.
     """
     encoded = encode_pairs(pairs.texts(), tokenizers)
     lengths = encoded.lengths
+    taken = (lengths <= longest).all(axis=1)
     doublings = np.ceil(np.log2(np.maximum(lengths / shapes[-1][1:], 1).max(axis=1))).astype(int)
     batches = []
-    for doubling in np.unique(doublings):
-        size = [length << int(doubling) for length in shapes[-1][1:]]
-        group = np.flatnonzero(doublings == doubling)
+    for doubling in np.unique(doublings[taken]):
+        size = [min(length << int(doubling), longest) for length in shapes[-1][1:]]
+        group = np.flatnonzero(taken & (doublings == doubling))
         fitting = [make_shape(size[0], size[1], batching)] if doubling else list(shapes)
         for shape, members in plan_epoch(lengths[group], fitting, np.random.default_rng(0)):
             rows = np.full(shape.rows, -1, np.int64)
             rows[: len(members)] = group[members]
             batches.append(EvaluationBatch(_assemble(encoded, shape, group[members]), rows))
-    return batches
+    return batches, int(np.sum(~taken))
 
 
 def format_report(report: Mapping[str, Any]) -> str:

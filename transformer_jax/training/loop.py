@@ -189,6 +189,7 @@ class Trainer:
             if self.first >= total or (found and from_main(complete)):
                 return Outcome(self.first, finished=True)
             self.number, self.iterator = self.first, self._data(position)
+            self.evaluator = self.experiment.make_evaluator(self.mesh)  # may refuse: before anything is written
             with (
                 self._metric_writer(self.first if found else -1) as self.writer,
                 Progress(total, self.first, silent=not is_main()) as self.progress,
@@ -205,7 +206,6 @@ class Trainer:
                 self.progress.message(
                     f"compiled       {len(self.compiled)} batch shapes in {time.monotonic() - begin:.1f} s"
                 )
-                self.evaluator = self.experiment.make_evaluator(self.mesh)
                 self.window = Window(
                     self.writer, self.progress, self.config.training.log_every_steps, compiles, self.task
                 )
