@@ -8,6 +8,8 @@ import pytest
 from tests.made_files import FULL, LEARNS, assert_same_run, overrides, tiny_config, write_pairs
 from transformer_jax.analysis.run import load_run
 from transformer_jax.experiment import EvaluationConfig
+from transformer_jax.data import tokenizers
+from transformer_jax.errors import UserError
 from transformer_jax.training import loop
 from transformer_jax.training.loop import Outcome, exhausted, train
 from transformer_jax.training.metric_writer import read_metrics
@@ -117,6 +119,35 @@ def test_early_stopping_is_final(data, tmp_path):
     assert outcome.finished
     assert outcome.step < 400
     rows = len(read_metrics(tmp_path / "metrics.jsonl"))
+def test_a_death_amidst_the_writing_of_tokenizers_leaves_none(data, tmp_path, monkeypatch):
+    def die(path, content):
+        if path.name == "tokenizer.json":
+            raise SystemExit(9)
+        replace(path, content)
+
+    replace = tokenizers._replace
+    config = tiny_config(data, training__total_steps=1, evaluation__decode="none", evaluation__metric="loss")
+    monkeypatch.setattr(tokenizers, "_replace", die)
+    with pytest.raises(SystemExit):
+        train(config, tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / "config.json").is_file()
+    assert train(config, tmp_path).finished
+
+
+def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_a_run_that_continues(data, tmp_path, monkeypatch):
+    def full(writer, *_):
+        raise UserError("The metrics cannot be written: No space left on device.")
+
+    changes = {"training__total_steps": 10, "evaluation__decode": "none", "evaluation__metric": "loss"}
+    monkeypatch.setattr(loop.MetricWriter, "write", full)
+    with pytest.raises(UserError, match="No space left"):
+        train(tiny_config(data, **changes), tmp_path)
+    monkeypatch.undo()
+    assert not (tmp_path / "checkpoints").exists()
+    assert train(tiny_config(data, **changes), tmp_path) == Outcome(10, finished=True)
+
+
     assert train(config, tmp_path) == outcome
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == rows
 

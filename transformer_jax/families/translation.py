@@ -138,12 +138,13 @@ class TranslationEvaluator:
             self._translator = Translator(task.model.incremental(), None, tokenizers, decoding, mesh)
 
     def __call__(self, params: Any) -> Iterator[tuple[str, float]]:
-        """Yields loss, nll, perplexity, and with translations bleu, chrf and exact_match of validation."""
+        """Yields loss, nll, perplexity, and with translations bleu, chrf and exact_match of validation; and how many
+        pairs are too long for the first three, if there are any."""
         begin = time.monotonic()
         yield from self._task.summarise(split_sums(self._evaluate, params, self._batches, self._mesh)).items()
-        if self._translator is not None:
         if self._left_out:
             yield "perplexity_pairs_left_out", float(self._left_out)
+        if self._translator is not None:
             self._translator.params = params
             scores = translation_scores(self._translator.translate(self._sources), self._targets)
             for name in ("bleu", "chrf", "exact_match"):
@@ -164,7 +165,8 @@ def prepare(config: TranslationConfig, run: RunDirectory | None) -> Experiment:
     else:
         tokenizers = train_tokenizers(dataset, config.tokenizer)
         if run is not None:
-            tokenizers.save(run.tokenizer)
+            with run.new_tokenizer() as folder:
+                tokenizers.save(folder)
     if run is not None:
         run.pin("data", dataset.digest)
         run.pin("tokenizers", tokenizers.digest)

@@ -92,11 +92,11 @@ def train(mapping: Any, workdir: str | Path, on_evaluation: OnEvaluation = lambd
     Raises: UserError for anything wrong with the config, the data or the directory, before work starts, and for a
     disk that cannot be written; RunFailed when training cannot go on.
     """
-    config = parse_config(mapping)
+    config, workdir = parse_config(mapping), Path(workdir).expanduser()
     tracking.check_installed(config.tracking)
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
-    fresh = not os.path.exists(Path(workdir) / "config.json")  # Path.exists raises without permission
+    fresh = not os.path.exists(workdir / "config.json")  # Path.exists raises without permission
     with StopRequests() as stop, peers():
         try:
             opened = main_first(
@@ -110,7 +110,7 @@ def train(mapping: Any, workdir: str | Path, on_evaluation: OnEvaluation = lambd
                 experiment = main_first(lambda: find_family(config.family).prepare(config, run))
                 return Trainer(config, run, mesh, experiment, stop, on_evaluation).train()
         except Terminated:
-            return Outcome(SavedSteps(Path(workdir) / "checkpoints").latest_step() or 0, finished=False)
+            return Outcome(SavedSteps(workdir / "checkpoints").latest_step() or 0, finished=False)
 
 
 def _open_shared(workdir: str | Path) -> RunDirectory:
@@ -125,13 +125,13 @@ def _open_shared(workdir: str | Path) -> RunDirectory:
 
 @contextmanager
 def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
-    """Bad input found before the first checkpoint of a new run leaves a directory that is no run."""
+    """Bad input, found before a new run has begun to train, leaves a directory that is no run."""
     try:
         yield
     except RunFailed:  # the input was good enough to train with
         raise
     except UserError:
-        if fresh and run.is_held() and not run.checkpoints.exists():
+        if fresh and run.is_held() and not run.checkpoints.exists() and not run.metrics.exists():
             for entry in run.path.iterdir():
                 if entry == run.tokenizer or entry.name in tracking.FOLDERS:
                     shutil.rmtree(entry)
