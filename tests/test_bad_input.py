@@ -79,6 +79,8 @@ def test_misspelt_key_and_wrong_type_in_a_config_of_python(data, tmp_path):
         ({"mesh__data": 0}, ["mesh", "at least 1"]),
         ({"mesh__fsdp": -1}, ["mesh", "one may be -1"]),
         ({"optimizer__weight_decay": 0.1}, ["optimizer.weight_decay", "adamw"]),
+        ({"task__regularizer": "r_drop"}, ["task.regularizer='r_drop'", "task.regularizer_weight=0.0", "above 0"]),
+        ({"task__regularizer_weight": 5.0}, ["task.regularizer='none'", "task.regularizer_weight=5.0"]),
     ],
 )
 def test_impossible_combinations(data, tmp_path, changes, parts):
@@ -101,8 +103,6 @@ def test_a_missing_validation_split_is_told_before_training(data, tmp_path):
     refuse(tmp_path / "run", data, "no validation split", "dataset.validation", dataset__validation="")
 
 
-def test_a_vocabulary_that_the_text_cannot_fill(data, tmp_path):
-    refuse(tmp_path / "run", data, "tokenizer.vocab_size", "5000", tokenizer__vocab_size=5000)
 def test_a_validation_line_of_hundreds_of_words_ends_no_training(data, tmp_path):
     """The pair is left out of the loss, and counted; for BLEU it is translated in pieces, whatever the setting."""
     (tmp_path / "long.tsv").write_text("one two\teins zwei\n" + "one " * 300 + "\t" + "eins " * 300 + "\n")
@@ -117,6 +117,8 @@ def test_a_validation_line_of_hundreds_of_words_ends_no_training(data, tmp_path)
     refuse(tmp_path / "none", data, *parts, dataset__validation=tmp_path / "long.tsv")
 
 
+def test_a_vocabulary_that_the_text_cannot_fill(data, tmp_path):
+    refuse(tmp_path / "run", data, "tokenizer.vocab_size", "5000", tokenizer__vocab_size=5000)
 
 
 def test_a_workdir_of_another_experiment_or_of_other_things(data, tmp_path):
