@@ -1,5 +1,6 @@
 """The training loop in this process: it learns, stops, continues exactly, and knows when it is done."""
 
+import math
 import shutil
 import signal
 
@@ -7,9 +8,9 @@ import pytest
 
 from tests.made_files import FULL, LEARNS, assert_same_run, overrides, tiny_config, write_pairs
 from transformer_jax.analysis.run import load_run
-from transformer_jax.experiment import EvaluationConfig
 from transformer_jax.data import tokenizers
 from transformer_jax.errors import UserError
+from transformer_jax.experiment import EvaluationConfig
 from transformer_jax.training import loop
 from transformer_jax.training.loop import Outcome, exhausted, train
 from transformer_jax.training.metric_writer import read_metrics
@@ -66,6 +67,29 @@ def test_interruptions_change_nothing(data, whole, tmp_path, monkeypatch):
     assert_same_run(run, whole)
 
 
+def test_what_a_run_writes_of_its_training(whole):
+    """All that is promised, at every line; and later evaluations compile nothing but the sum of an average."""
+    lines = {}
+    for row in read_metrics(whole / "metrics.jsonl"):
+        if row["split"] == "train":
+            lines.setdefault(row["step"], {})[row["name"]] = row["value"]
+    assert list(lines) == [7, 14, 21, 28, 35, 42, 49, 56]
+    wanted = {"loss", "nll", "perplexity", "gradient_norm", "learning_rate", "target_tokens_per_second", "padding"}
+    wanted |= {"compile_count", "step_seconds", "device_memory_bytes", "skipped_steps"}
+    for step, line in lines.items():
+        assert line.keys() == wanted
+        assert line["perplexity"] == pytest.approx(math.exp(line["nll"]))
+        assert line["learning_rate"] == pytest.approx(1e-2 * min(step / 10, (10 / (step - 1)) ** 0.5))
+        assert 0 < line["padding"] < 1
+        assert line["target_tokens_per_second"] * line["step_seconds"] < 256  # the budget of a batch
+        assert line["gradient_norm"] > 0
+        assert line["device_memory_bytes"] > 1e6
+    compiled = {step: line["compile_count"] for step, line in lines.items()}
+    assert compiled[14] == compiled[7]
+    assert compiled[42] <= compiled[35] + 1  # the evaluation of step 40, the second
+    assert compiled[56] == compiled[42]
+
+
 def test_the_judge_of_evaluations_can_end_a_run_that_then_continues(data, whole, tmp_path):
     seen = []
 
@@ -95,30 +119,6 @@ def test_a_death_before_the_first_checkpoint_leaves_no_old_metrics(data, whole, 
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_a_finished_run_is_not_touched(data, whole):
-    before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
-    assert train(tiny_config(data, **FULL), whole) == Outcome(60, finished=True)
-    after = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
-    changed = {file.name for file in after if before.get(file) != after[file]}
-    assert changed <= {"environment.json", ".lock"}  # each start is recorded
-
-
-def test_early_stopping_is_final(data, tmp_path):
-    """With a rate far too high the loss soon has no new best; the same command then has nothing to do."""
-    changes = {
-        "optimizer__peak_learning_rate": 3.0,
-        "training__total_steps": 400,
-        "evaluation__every_steps": 5,
-        "evaluation__weights": "latest",
-        "evaluation__decode": "none",
-        "evaluation__metric": "loss",
-        "evaluation__patience": 2,
-    }
-    config = tiny_config(data, **changes)
-    outcome = train(config, tmp_path)
-    assert outcome.finished
-    assert outcome.step < 400
-    rows = len(read_metrics(tmp_path / "metrics.jsonl"))
 def test_a_death_amidst_the_writing_of_tokenizers_leaves_none(data, tmp_path, monkeypatch):
     def die(path, content):
         if path.name == "tokenizer.json":
@@ -148,6 +148,30 @@ def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_a_run_that_conti
     assert train(tiny_config(data, **changes), tmp_path) == Outcome(10, finished=True)
 
 
+def test_a_finished_run_is_not_touched(data, whole):
+    before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
+    assert train(tiny_config(data, **FULL), whole) == Outcome(60, finished=True)
+    after = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file()}
+    changed = {file.name for file in after if before.get(file) != after[file]}
+    assert changed <= {"environment.json", ".lock"}  # each start is recorded
+
+
+def test_early_stopping_is_final(data, tmp_path):
+    """With a rate far too high the loss soon has no new best; the same command then has nothing to do."""
+    changes = {
+        "optimizer__peak_learning_rate": 3.0,
+        "training__total_steps": 400,
+        "evaluation__every_steps": 5,
+        "evaluation__weights": "latest",
+        "evaluation__decode": "none",
+        "evaluation__metric": "loss",
+        "evaluation__patience": 2,
+    }
+    config = tiny_config(data, **changes)
+    outcome = train(config, tmp_path)
+    assert outcome.finished
+    assert outcome.step < 400
+    rows = len(read_metrics(tmp_path / "metrics.jsonl"))
     assert train(config, tmp_path) == outcome
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == rows
 

@@ -310,9 +310,9 @@ class Trainer:
             # Not what an interruption saved in between: the mean is the same as in a run without one.
             earlier = checkpoints.good(config.evaluation.average - 1)
             for step in earlier:
-                params = jax.tree.map(jnp.add, params, checkpoints.restore_parameters(step, like=params))
-            params = jax.tree.map(lambda p: p / (len(earlier) + 1), params)
-        return params
+                params = _sum(params, checkpoints.restore_parameters(step, like=params))
+            return _quotient(params, len(earlier) + 1), [*earlier, self.number]
+        return params, []
 
     def _roll_back(self) -> None:
         """Back to the last good checkpoint, and on with the data after the steps that were skipped."""
@@ -364,6 +364,16 @@ class Trainer:
 
 def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, batches: Batches) -> dict[Any, TrainStep]:
     """The step compiled for every kind of batch there can be, several at a time, so that none is compiled later."""
+@jax.jit
+def _sum(one: Any, other: Any) -> Any:
+    return jax.tree.map(jnp.add, one, other)
+
+
+@jax.jit
+def _quotient(params: Any, count: int) -> Any:
+    return jax.tree.map(lambda p: p / count, params)
+
+
 
     def gradients(batch: Any) -> Any:
         return step.gradients.lower(shapes.params, batch, shapes.step).compile()
