@@ -17,7 +17,9 @@ in these ends with one line on stderr and exit status 2, before main is called.
 """
 
 import difflib
+import errno
 import inspect
+import os
 import re
 import runpy
 import sys
@@ -33,6 +35,7 @@ from transformer_jax.config import suggest
 from transformer_jax.errors import RESUME, UserError
 
 INTERRUPTED = RESUME
+FULL = os.strerror(errno.ENOSPC)
 DEFAULTS = {
     "translation": "parallel_text.py",
     "language_model": "language_model.py:files",
@@ -137,7 +140,8 @@ def run_main(
 ) -> None:
     """Parses the command line, calls main with the positional arguments, and exits with its status.
 
-    Exit status: main's own (None is 0), that of a UserError (2, or 3 for a run that cannot go on), 130 after Ctrl-C.
+    Exit status: main's own (None is 0), that of a UserError (2, or 3 for a run that cannot go on), 2 where a disk is
+    full, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if {"--help", "-h", "-help"} & set(words):
@@ -151,6 +155,15 @@ def run_main(
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except (OSError, RuntimeError) as error:  # from any library that writes datasets, caches or results
+        if FULL not in str(error):
+            raise
+        told = " ".join(str(error).split())
+        print(
+            f"{Path(sys.argv[0]).name}: error: the disk is full: {told}. Make room and run the same command again.",
+            file=sys.stderr,
+        )
+        sys.exit(UserError.status)
 
 
 # What config_flags takes for the command line: it looks there for overrides while --config is parsed.

@@ -30,4 +30,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_main(main, ("run",))
+    command_line.run_main(main, ("RUN",))

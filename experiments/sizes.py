@@ -1,6 +1,6 @@
 """What a language model needs: parameters, FLOPs, and memory on each device of a mesh that need not be there.
 
-    python experiments/sizes.py --config=configs/language_model.py:gpt3-175b --devices=1024 \
+    python experiments/sizes.py --config=configs/language_model.py:gpt3-175b --devices=1024 \\
         --config.mesh.fsdp=16 --config.mesh.tensor=8
 
 Everything follows from shapes; nothing is allocated.

@@ -3,9 +3,10 @@
     python experiments/train.py --config=configs/multi30k.py:tiny --workdir=runs/multi30k-tiny
     python experiments/train.py --config=configs/multi30k.py:tiny --dry-run
 
-Any key can be set on the command line: --config.optimizer.peak_learning_rate=3e-3. Ctrl-C saves and exits with
-status 75; the same command continues where it stopped. --dry-run prints what the run would be (config, sizes, memory,
-arithmetic, placement, time), and stops: nothing is written into the workdir, which need not be given.
+Any key of the config can be set on the command line, --config.optimizer.peak_learning_rate=3e-3; configs/default.py
+lists and explains them. Ctrl-C saves and exits with status 75; the same command continues where it stopped. --dry-run
+prints what the run would be (config, sizes, memory, arithmetic, placement, time), and stops: nothing is written into
+the workdir, which need not be given.
 """
 
 import sys

@@ -20,6 +20,9 @@ from transformer_jax.host import prepare_cpu
 WORKDIR, PAIRS = Path("runs/phrases"), 2000
 OVERRIDES: list[str] = []  # of the config, such as "training.total_steps=600"
 
+if "--help" in sys.argv:
+    print(__doc__)
+    sys.exit()
 if "ipykernel" not in sys.modules:
     prepare_cpu()  # restarts the program once with what makes a CPU fast; a notebook does without
 

@@ -109,7 +109,7 @@ def recurrent_config(folder: Path, **changes: Any) -> Any:
     return load_config(f"{CHECKOUT / 'configs' / 'multi30k.py'}:lstm", [f"{k}={v}" for k, v in values.items()])
 
 
-TIMES = {"target_tokens_per_second", "step_seconds", "evaluation_seconds", "compile_count"}
+TIMES = {"target_tokens_per_second", "step_seconds", "evaluation_seconds", "compile_count", "device_memory_bytes"}
 
 
 def arrays(run: Path) -> dict[str, np.ndarray]:

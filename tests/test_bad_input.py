@@ -13,6 +13,7 @@ from transformer_jax.errors import UserError
 from transformer_jax.experiment import plain
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.training.loop import train
+from transformer_jax.training.metric_writer import read_metrics
 
 pytestmark = pytest.mark.xdist_group("bad_input")
 
@@ -78,6 +79,8 @@ def test_misspelt_key_and_wrong_type_in_a_config_of_python(data, tmp_path):
         ({"mesh__data": 0}, ["mesh", "at least 1"]),
         ({"mesh__fsdp": -1}, ["mesh", "one may be -1"]),
         ({"optimizer__weight_decay": 0.1}, ["optimizer.weight_decay", "adamw"]),
+        ({"task__regularizer": "r_drop"}, ["task.regularizer='r_drop'", "task.regularizer_weight=0.0", "above 0"]),
+        ({"task__regularizer_weight": 5.0}, ["task.regularizer='none'", "task.regularizer_weight=5.0"]),
     ],
 )
 def test_impossible_combinations(data, tmp_path, changes, parts):
@@ -98,6 +101,20 @@ def test_missing_misaligned_and_empty_files(data, tmp_path):
 
 def test_a_missing_validation_split_is_told_before_training(data, tmp_path):
     refuse(tmp_path / "run", data, "no validation split", "dataset.validation", dataset__validation="")
+
+
+def test_a_validation_line_of_hundreds_of_words_ends_no_training(data, tmp_path):
+    """The pair is left out of the loss, and counted; for BLEU it is translated in pieces, whatever the setting."""
+    (tmp_path / "long.tsv").write_text("one two\teins zwei\n" + "one " * 300 + "\t" + "eins " * 300 + "\n")
+    changes = {"training__total_steps": 1, "decoding__long_lines": "refuse", "batching__num_shapes": 1}
+    assert train(tiny_config(data, **changes, dataset__validation=tmp_path / "long.tsv"), tmp_path / "run").finished
+    metrics = {row["name"]: row["value"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")}
+    assert metrics["perplexity_pairs_left_out"] == 1
+    assert metrics["perplexity"] > 1
+    assert "bleu" in metrics
+    (tmp_path / "long.tsv").write_text("one " * 300 + "\teins\n")
+    parts = ("No validation pair", "model.max_length=256")
+    refuse(tmp_path / "none", data, *parts, dataset__validation=tmp_path / "long.tsv")
 
 
 def test_a_vocabulary_that_the_text_cannot_fill(data, tmp_path):

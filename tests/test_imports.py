@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"errors", "decoding"},
     "evaluation/shape_reader": {"errors", "data/captioned_shapes"},
     "decoding": {"errors", "models", "sharding", "data/tokenizers"},
-    "training": {"errors", "config", "distributed", "run_directory", "models", "sharding", "data"},
+    "training": {"errors", "host", "config", "distributed", "run_directory", "models", "sharding", "data"},
     "training/loop": {
         "errors",
         "distributed",

@@ -53,6 +53,12 @@ def test_a_new_run_records_config_and_environment(tmp_path):
     assert not list(run.path.glob("*.tmp"))
 
 
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    start(Path("~/runs/a")).close()
+    assert RunDirectory.open("~/runs/a").path == tmp_path / "runs" / "a"
+
+
 def test_devices_are_those_of_jax_unless_given(tmp_path):
     with RunDirectory.create_or_resume(tmp_path, CONFIG) as run:
         assert len(run.environments[0]["devices"]) == jax.device_count()
@@ -178,6 +184,29 @@ def test_what_a_run_was_started_with_stays(tmp_path):
         run.pin("data", "a" * 64)
     with start(tmp_path) as run, pytest.raises(UserError, match=r"The data of .* was aaaaaaaaaaaa, now it is cccc"):
         run.pin("data", "c" * 64)
+
+
+def test_a_tokenizer_is_there_when_it_is_whole(tmp_path):
+    def write(folder: Path, failure: BaseException) -> None:
+        (folder / "text.model").write_bytes(b"half")
+        raise failure
+
+    with start(tmp_path) as run:
+        with pytest.raises(SystemExit), run.new_tokenizer() as folder:
+            write(folder, SystemExit(9))  # a kill, but for the process
+        with (
+            pytest.raises(UserError, match=r"tokenizer cannot be written: No space left on device\. Make room"),
+            run.new_tokenizer() as folder,
+        ):
+            write(folder, OSError(28, "No space left on device"))
+        assert {entry.name for entry in tmp_path.iterdir()} == {".lock", "config.json", "environment.json"}
+        with pytest.raises(SystemExit), run.new_tokenizer() as folder:
+            write(folder, SystemExit(9))
+        assert not run.tokenizer.exists()
+        with run.new_tokenizer() as folder:
+            assert not list(folder.iterdir())
+            (folder / "tokenizer.json").write_text("{}")
+        assert [file.name for file in run.tokenizer.iterdir()] == ["tokenizer.json"]
 
 
 def test_names_of_outputs_stay_inside_the_run(tmp_path):

@@ -8,10 +8,12 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -69,7 +71,7 @@ class RunDirectory:
           UserError: the path is a file, not writable, not empty and no run, holds a run of another config, or
             is in use by another live process.
         """
-        path = Path(path).absolute()
+        path = Path(path).expanduser().absolute()  # a shell leaves the ~ of --workdir=~/runs as it is
         text = _json_text(config)
         lock = _lock(_make_writable(path))
         try:
@@ -94,7 +96,7 @@ class RunDirectory:
         Raises:
           UserError: there is no run at path; the message names runs that are near.
         """
-        run = cls(Path(path).absolute())
+        run = cls(Path(path).expanduser().absolute())
         if not run._is_run():
             raise UserError(f"{path} is no run: it has no config.json. {_runs_near(run.path)}")
         return run
@@ -143,6 +145,25 @@ class RunDirectory:
         if not path.is_relative_to(self.path.resolve()) or path == self.path.resolve():
             raise UserError(f"{name!r} lies outside the run directory {self.path}; give a name within it.")
         return path
+
+    @contextmanager
+    def new_tokenizer(self) -> Iterator[Path]:
+        """A folder to write into, which is `tokenizer` once all is written: not half of it, whenever a process dies.
+
+        Raises: UserError when it cannot be written.
+        """
+        unfinished = self.path / ".tokenizer.tmp"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.mkdir()
+            yield unfinished
+            unfinished.rename(self.tokenizer)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise UserError(
+                f"{self.tokenizer} cannot be written: {error.strerror or error}. Make room or change the permissions, "
+                "and run the same command again."
+            ) from error
 
     def pin(self, name: str, value: str) -> None:
         """Records what must never change in this run, in pinned.json; from then on it is compared.

@@ -47,7 +47,13 @@ SETTINGS: dict[str, Any] = {
     "evaluation.decode": "none",
     "evaluation.metric": "loss",
 }
-OF_THE_CLOCK = ("target_tokens_per_second", "step_seconds", "evaluation_seconds", "compile_count")
+OF_THE_CLOCK = (
+    "target_tokens_per_second",
+    "step_seconds",
+    "evaluation_seconds",
+    "compile_count",
+    "device_memory_bytes",
+)
 
 
 def write_data(folder: Path) -> None:

@@ -246,7 +246,8 @@ def test_texts_are_encoded_alike_in_one_piece_or_many(monkeypatch):
 
 def test_validation_batches_hold_every_example_once_in_known_shapes():
     made, split = pipeline(), made_pairs(150)  # the first of the training pairs, so the shapes hold them
-    batches = validation_batches(split, tokenizers(), made.shapes, BATCHING)
+    batches, left_out = validation_batches(split, tokenizers(), made.shapes, BATCHING, 10_000)
+    assert left_out == 0
     seen = {}
     for batch, examples in batches:
         assert Shape(*batch["source"].shape, batch["target"].shape[1]) in made.shapes
@@ -264,7 +265,8 @@ def test_validation_batches_hold_every_example_once_in_known_shapes():
 def test_validation_examples_longer_than_any_shape_are_kept_whole():
     texts, made = made_pairs(20, most_words=200).texts(), pipeline()
     split = MadePairs([*texts[0], ""], [*texts[1], ""])
-    batches = validation_batches(split, tokenizers(), made.shapes, BATCHING)
+    batches, left_out = validation_batches(split, tokenizers(), made.shapes, BATCHING, 10_000)
+    assert left_out == 0
     decoded = {
         example: tokenizers().source.decode([row])[0]
         for batch, examples in batches
@@ -273,6 +275,19 @@ def test_validation_examples_longer_than_any_shape_are_kept_whole():
     }
     assert [decoded[i] for i in range(21)] == [*texts[0], ""]
     assert len({batch["source"].shape for batch, _ in batches} - {s[:2] for s in made.shapes}) <= 4
+
+
+def test_validation_examples_longer_than_the_model_takes_are_left_out_and_counted():
+    """No shape is longer than it takes, though the last one that was doubled would be."""
+    split, made = made_pairs(60, most_words=200), pipeline()
+    lengths = encoded.encode_pairs(split.texts(), tokenizers()).lengths.max(axis=1)
+    longest = int(np.sort(lengths)[-4])
+    assert longest > max(made.shapes[-1][1:])
+    batches, left_out = validation_batches(split, tokenizers(), made.shapes, BATCHING, longest)
+    assert left_out == (lengths > longest).sum() > 0
+    seen = [example for _, examples in batches for example in examples if example >= 0]
+    assert sorted(seen) == np.flatnonzero(lengths <= longest).tolist()
+    assert max(side.shape[1] for batch, _ in batches for side in batch.values()) == longest
 
 
 def test_nothing_to_train_on_is_refused():

@@ -136,7 +136,8 @@ def test_bad_settings_are_refused_by_name(name, value):
 
 
 SHARDED = """
-import sys, jax, pickle, numpy as np
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
 from tests.decoding.test_batching import *
 mesh = jax.make_mesh((4, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 alone, spread = Decoder(TableModel(), CONFIG), Decoder(TableModel(), CONFIG, mesh)
@@ -152,9 +153,16 @@ except UserError as error:
     assert "multiple of 4" in str(error)
 else:
     raise AssertionError
+compiled = []
+note = lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+jax.monitoring.register_event_duration_secs_listener(note)
+parts = jax.device_put({"table": np.arange(8.0)}, NamedSharding(mesh, P("data")))
+for again in range(2):
+    assert spread.place(parts)["table"].is_fully_replicated
+    assert len(compiled) == 1, "parameters of later evaluations are put together without compiling"
 """
 
 
 def test_four_devices_equal_one():
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True, timeout=600)

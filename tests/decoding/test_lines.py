@@ -2,6 +2,9 @@
 
 import gzip
 import io
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -14,7 +17,7 @@ from transformer_jax.errors import UserError
 def test_lines_are_those_that_wc_counts(tmp_path):
     """Only a newline ends a line; the last one may lack it; several files follow each other."""
     text = "a\u2028b\x0cc\n\nd\r\nlast"
-    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())  # with a byte order mark, as Windows writes it
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress("ä\n".encode()))
     expected = ["a\u2028b\x0cc", "", "d\r", "last"]
     names = [str(tmp_path / name) for name in ("a.txt", "b.txt.gz")]
@@ -65,6 +68,38 @@ def test_a_file_has_its_name_only_when_complete(tmp_path):
     assert name.read_text() == "whole\n"
     with pytest.raises(UserError, match="cannot be written"), open_output(str(tmp_path / "no" / "out")):
         pass
+
+
+WRITES = """
+import sys
+from transformer_jax.decoding.lines import open_output
+from transformer_jax.errors import UserError
+try:
+    with open_output(sys.argv[1] if len(sys.argv) > 1 else None) as file:
+        for _ in range(100_000):
+            file.write("a line\\n")
+except UserError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def written(*words, stdout):
+    return subprocess.Popen([sys.executable, "-c", WRITES, *words], stdout=stdout, stderr=subprocess.PIPE, text=True)
+
+
+def test_output_that_cannot_be_written_is_told_in_one_line():
+    """A full disk, and a reader that has gone: nothing more is said, neither then nor when Python ends."""
+    with open("/dev/full", "w") as full, written(stdout=full) as process:
+        _, errors = process.communicate(timeout=600)
+    assert errors == (
+        "error: standard output: cannot be written: No space left on device; make room or choose another place.\n"
+    )
+    assert process.returncode == 1
+    with written(stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "a line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_a_conversation(monkeypatch, capsys):

@@ -128,9 +128,12 @@ def test_run_main_turns_errors_into_status_and_one_line(capsys):
 
         return main
 
+    again = "Make room and run the same command again.\n"
     for main, status, text in [
         (fail(UserError("no such file")), 2, "error: no such file\n"),
         (fail(KeyboardInterrupt()), 130, "interrupted\n"),
+        (fail(OSError(28, "No space left on device", "a/b")), 2, f"No space left on device: 'a/b'. {again}"),
+        (fail(RuntimeError("failed: No space left on device\nat byte 7")), 2, f"device at byte 7. {again}"),
         (lambda arguments: 3, 3, ""),
         (lambda arguments: None, None, ""),
     ]:
@@ -138,6 +141,8 @@ def test_run_main_turns_errors_into_status_and_one_line(capsys):
             command_line.run_main(main, argv=[])
         assert stop.value.code == status
         assert capsys.readouterr().err.endswith(text)
+    with pytest.raises(OSError, match="Input/output error"):
+        command_line.run_main(fail(OSError(5, "Input/output error")), argv=[])
     with pytest.raises(ValueError, match="a bug"):
         command_line.run_main(fail(ValueError("a bug")), argv=[])
 

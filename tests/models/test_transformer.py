@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tied_target": dict(tie_embeddings="target_output", source_vocab_size=17),
     "attention_bias": dict(attention_bias=True),
     "no_feed_forward_bias": dict(feed_forward_bias=False),
+    "output_bias": dict(output_bias=True),
     "bfloat16": dict(dtype="bfloat16"),
     "bfloat16_products": dict(dtype="bfloat16_products"),
     "remat": dict(remat="full"),
@@ -76,6 +77,7 @@ def number_of_parameters(c: TransformerConfig) -> int:
     total = c.num_encoder_layers * (attention + feed_forward + 2 * norm)
     total += c.num_decoder_layers * (2 * attention + feed_forward + 3 * norm)
     total += 2 * norm if c.norm_placement == "pre" else 0
+    total += V if c.output_bias else 0
     total += {"learned": 2 * c.max_length * D, "relative": 2 * c.num_heads * 32}.get(c.positions, 0)
     separate = c.source_vocab_size + V
     return (

@@ -1,5 +1,6 @@
 """The training loop in this process: it learns, stops, continues exactly, and knows when it is done."""
 
+import math
 import shutil
 import signal
 
@@ -7,6 +8,8 @@ import pytest
 
 from tests.made_files import FULL, LEARNS, assert_same_run, overrides, tiny_config, write_pairs
 from transformer_jax.analysis.run import load_run
+from transformer_jax.data import tokenizers
+from transformer_jax.errors import UserError
 from transformer_jax.experiment import EvaluationConfig
 from transformer_jax.training import loop
 from transformer_jax.training.loop import Outcome, exhausted, train
@@ -64,6 +67,29 @@ def test_interruptions_change_nothing(data, whole, tmp_path, monkeypatch):
     assert_same_run(run, whole)
 
 
+def test_what_a_run_writes_of_its_training(whole):
+    """All that is promised, at every line; and later evaluations compile nothing but the sum of an average."""
+    lines = {}
+    for row in read_metrics(whole / "metrics.jsonl"):
+        if row["split"] == "train":
+            lines.setdefault(row["step"], {})[row["name"]] = row["value"]
+    assert list(lines) == [7, 14, 21, 28, 35, 42, 49, 56]
+    wanted = {"loss", "nll", "perplexity", "gradient_norm", "learning_rate", "target_tokens_per_second", "padding"}
+    wanted |= {"compile_count", "step_seconds", "device_memory_bytes", "skipped_steps"}
+    for step, line in lines.items():
+        assert line.keys() == wanted
+        assert line["perplexity"] == pytest.approx(math.exp(line["nll"]))
+        assert line["learning_rate"] == pytest.approx(1e-2 * min(step / 10, (10 / (step - 1)) ** 0.5))
+        assert 0 < line["padding"] < 1
+        assert line["target_tokens_per_second"] * line["step_seconds"] < 256  # the budget of a batch
+        assert line["gradient_norm"] > 0
+        assert line["device_memory_bytes"] > 1e6
+    compiled = {step: line["compile_count"] for step, line in lines.items()}
+    assert compiled[14] == compiled[7]
+    assert compiled[42] <= compiled[35] + 1  # the evaluation of step 40, the second
+    assert compiled[56] == compiled[42]
+
+
 def test_the_judge_of_evaluations_can_end_a_run_that_then_continues(data, whole, tmp_path):
     seen = []
 
@@ -91,6 +117,35 @@ def test_a_death_before_the_first_checkpoint_leaves_no_old_metrics(data, whole, 
     monkeypatch.undo()
     assert train(tiny_config(data, **FULL), tmp_path / "run").finished
     assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_death_amidst_the_writing_of_tokenizers_leaves_none(data, tmp_path, monkeypatch):
+    def die(path, content):
+        if path.name == "tokenizer.json":
+            raise SystemExit(9)
+        replace(path, content)
+
+    replace = tokenizers._replace
+    config = tiny_config(data, training__total_steps=1, evaluation__decode="none", evaluation__metric="loss")
+    monkeypatch.setattr(tokenizers, "_replace", die)
+    with pytest.raises(SystemExit):
+        train(config, tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / "config.json").is_file()
+    assert train(config, tmp_path).finished
+
+
+def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_a_run_that_continues(data, tmp_path, monkeypatch):
+    def full(writer, *_):
+        raise UserError("The metrics cannot be written: No space left on device.")
+
+    changes = {"training__total_steps": 10, "evaluation__decode": "none", "evaluation__metric": "loss"}
+    monkeypatch.setattr(loop.MetricWriter, "write", full)
+    with pytest.raises(UserError, match="No space left"):
+        train(tiny_config(data, **changes), tmp_path)
+    monkeypatch.undo()
+    assert not (tmp_path / "checkpoints").exists()
+    assert train(tiny_config(data, **changes), tmp_path) == Outcome(10, finished=True)
 
 
 def test_a_finished_run_is_not_touched(data, whole):

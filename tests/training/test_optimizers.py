@@ -164,6 +164,10 @@ IMPOSSIBLE = {
     "warmup_steps is -1": dict(warmup_steps=-1),
     "decay_fraction is 0": dict(decay_fraction=0.0),
     "clip_norm is -1": dict(clip_norm=-1.0),
+    "b1 is 1.0": dict(b1=1.0),
+    "b2 is -0.9": dict(b2=-0.9),
+    "epsilon is 0": dict(epsilon=0.0),
+    "weight_decay is -0.1": dict(name="adamw", weight_decay=-0.1),
     "weight_decay=0.1 needs optimizer.name='adamw'": dict(weight_decay=0.1),
     "schedule='cosine' cannot go with schedule_free_adamw": dict(name="schedule_free_adamw", schedule="cosine"),
 }

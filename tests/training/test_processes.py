@@ -2,31 +2,40 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.made_files import CHECKOUT, timeless_metrics, write_pairs
+from tests.experiments.commands import train_words
+from tests.made_files import CHECKOUT, timeless_metrics, tiny_config, write_pairs
+from transformer_jax.errors import RESUME
 from transformer_jax.training.checkpoints import Checkpoints
+from transformer_jax.training.loop import Outcome, train
+from transformer_jax.training.metric_writer import read_metrics
+from transformer_jax.training.saved_steps import SavedSteps
 
 pytestmark = pytest.mark.xdist_group("processes")
 CASES = {"2": (2, "-1,1,1"), "4": (4, "1,2,2")}
 """How many processes of one device each, and their mesh: all rows apart; parameters and rows in parts."""
 
 
-def run_processes(count: int, mesh: str, data: Path, run: Path, devices: int = 1) -> list[dict[str, Any]]:
+def start(count: int, *words: object) -> list[subprocess.Popen[str]]:
+    """A Python command as so many processes of one job."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     environment = {
         **os.environ,
+        "TRANSFORMER_JAX_PREPARED": "1",
         "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_NUM_CPU_DEVICES": "1",
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
     }
     members = []
@@ -37,12 +46,21 @@ def run_processes(count: int, mesh: str, data: Path, run: Path, devices: int = 1
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(index),
             }
-        words = [sys.executable, "-m", "tests.training.processes", data, run, mesh]
         members.append(
             subprocess.Popen(
-                words, env=environment, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                [sys.executable, *map(str, words)],
+                env=environment,
+                cwd=CHECKOUT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
         )
+    return members
+
+
+def run_processes(count: int, mesh: str, data: Path, run: Path) -> list[dict[str, Any]]:
+    members = start(count, "-m", "tests.training.processes", data, run, mesh)
     outputs = [member.communicate(timeout=600) for member in members]
     for member, (_, errors) in zip(members, outputs, strict=True):
         assert member.returncode == 0, errors[-3000:]
@@ -88,3 +106,60 @@ def test_several_processes_are_one(case: str, data: Path, alone: tuple[dict[str,
         )
         np.testing.assert_allclose(found_array, wanted_array, rtol=1e-3, atol=1e-5)
     assert len(json.loads((run / "environment.json").read_text())) == 1
+
+
+TRAIN = """
+import runpy, sys
+from transformer_jax import distributed
+distributed.HEARTBEAT_SECONDS = 600  # a busy machine is no dead one
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+ENDLESS = {
+    "training__total_steps": 100_000,
+    "training__log_every_steps": 1,
+    "checkpoints__every_steps": 1000,
+    "evaluation__every_steps": 100_000,
+    "evaluation__decode": "none",
+    "evaluation__metric": "loss",
+    "batching__num_shapes": 1,
+}
+
+
+def last_step(run: Path) -> int:
+    return max((row["step"] for row in read_metrics(run / "metrics.jsonl")), default=0)
+
+
+def test_a_signal_to_one_stops_all_at_one_step_and_a_dead_one_ends_the_others(data: Path, tmp_path: Path) -> None:
+    """The train command in two processes; the second start continues where the first one stopped."""
+    run = tmp_path / "run"
+
+    def members_at(step: int) -> list[subprocess.Popen[str]]:
+        members = start(2, "-c", TRAIN, CHECKOUT / "experiments" / "train.py", *train_words(data, run, **ENDLESS))
+        deadline = time.monotonic() + 600
+        while not (run / "metrics.jsonl").exists() or last_step(run) < step:
+            assert all(member.poll() is None for member in members), [member.communicate() for member in members]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return members
+
+    first = members_at(3)
+    first[1].send_signal(signal.SIGTERM)
+    outputs = [member.communicate(timeout=600) for member in first]
+    assert [member.returncode for member in first] == [RESUME, RESUME], outputs
+    (stopped,) = SavedSteps(run / "checkpoints").steps()
+    assert f"interrupted and saved at step {stopped}\n" in outputs[0][0]
+    assert last_step(run) == stopped
+
+    second = members_at(stopped + 3)
+    second[1].kill()
+    _, errors = second[0].communicate(timeout=600)
+    second[1].communicate()
+    assert second[0].returncode == RESUME, errors
+    assert f"continuing     from step {stopped} of" in errors
+    assert "process 0: another process of this run died" in errors
+    assert "Run the same command again in all processes" in errors
+    assert SavedSteps(run / "checkpoints").steps() == [stopped]
+
+    alone = tiny_config(data, **{**ENDLESS, "training__total_steps": stopped + 2})
+    assert train(alone, run) == Outcome(stopped + 2, finished=True)  # one process takes up what two have saved

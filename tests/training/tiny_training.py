@@ -31,7 +31,7 @@ def make_task(regularizer: Any = "none", **changes: Any) -> TranslationTask:
     sizes = dict(source_vocab_size=16, target_vocab_size=16, num_encoder_layers=1, num_decoder_layers=1)
     dropout = dict(dropout_rate=0.2, embedding_dropout_rate=0.1, attention_dropout_rate=0.1)
     config = tiny_config(**{**sizes, **dropout, **changes})
-    return TranslationTask(EncoderDecoder(config), TaskConfig(0.1, regularizer, 1.0, 0.2, 8))
+    return TranslationTask(EncoderDecoder(config), TaskConfig(0.1, regularizer, float(regularizer != "none"), 0.2, 8))
 
 
 def make_recurrent_task(attention: Any) -> TranslationTask:

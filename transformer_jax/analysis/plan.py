@@ -182,7 +182,7 @@ def look_at(workdir: str | Path | None, config: RunConfig, mapping: dict[str, An
     """
     if workdir is None:
         return "none given", 0
-    path = Path(workdir)
+    path = Path(workdir).expanduser()
     if not path.exists() or not any(path.iterdir()):
         return f"{path}: a new run", 0
     run = RunDirectory.open(path)

@@ -157,27 +157,29 @@ class Pipeline(Batches):
 
 
 def validation_batches(
-    pairs: PairSource, tokenizers: TokenizerPair, shapes: Sequence[Shape], batching: BatchingConfig
-) -> list[EvaluationBatch]:
+    pairs: PairSource, tokenizers: TokenizerPair, shapes: Sequence[Shape], batching: BatchingConfig, longest: int
+) -> tuple[list[EvaluationBatch], int]:
     """Every example of a split exactly once and whole, in the training shapes wherever they hold it.
 
-    Examples longer than the last of `shapes` get shapes of their own: its lengths doubled until they fit.
+    Examples longer than the last of `shapes` get shapes of their own: its lengths doubled until they fit. Those with
+    a side of more than `longest` tokens, which the model does not take, are left out; the second result counts them.
     """
     encoded = encode_pairs(pairs.texts(), tokenizers)
     lengths = encoded.lengths
+    taken = (lengths <= longest).all(axis=1)
     largest = shapes[-1].lengths
     doublings = np.ceil(np.log2(np.maximum(lengths / largest, 1).max(axis=1))).astype(int)
     batches = []
-    for doubling in np.unique(doublings):
-        size = [length << int(doubling) for length in largest]
-        group = np.flatnonzero(doublings == doubling)
+    for doubling in np.unique(doublings[taken]):
+        size = [min(length << int(doubling), longest) for length in largest]
+        group = np.flatnonzero(taken & (doublings == doubling))
         fitting = [make_shape(size[0], size[1], batching)] if doubling else [s._replace(packed=False) for s in shapes]
         for planned in plan_epoch(lengths[group], fitting, np.random.default_rng(0)):
             planned = planned._replace(examples=group[planned.examples])
             rows = np.full(planned.shape.rows, -1, np.int64)
             rows[: len(planned.examples)] = planned.examples
             batches.append(EvaluationBatch(_assemble(encoded, planned), rows))
-    return batches
+    return batches, int(np.sum(~taken))
 
 
 def format_report(report: Mapping[str, Any]) -> str:

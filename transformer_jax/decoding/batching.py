@@ -10,7 +10,7 @@ others.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -188,6 +188,12 @@ def make_search(model: Decodable, config: DecodingConfig) -> Search:
     )
 
 
+@cache
+def _gathering(everywhere: NamedSharding) -> Any:
+    """One function for one mesh, so that the parameters of every evaluation are put together by the same program."""
+    return jax.jit(lambda params: params, out_shardings=everywhere)
+
+
 class Decoder:
     """Token lists in, hypotheses out, in the same order. Compiled functions outlive it.
 
@@ -218,7 +224,7 @@ class Decoder:
             return place(params, everywhere)
         if all(leaf.is_fully_replicated for leaf in leaves):
             return params
-        return jax.jit(lambda params: params, out_shardings=everywhere)(params)
+        return _gathering(everywhere)(params)
 
     def decode(
         self,

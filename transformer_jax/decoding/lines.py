@@ -3,9 +3,12 @@ flags.
 """
 
 import gzip
+import os
 import re
+import signal
 import sys
 import time
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +24,7 @@ LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 
 def read_lines(names: Sequence[str], stdin: IO[bytes]) -> Iterator[str]:
     """Lines of the files in order, or of stdin when there is none; split at newlines only, as `wc -l` counts
-    them.
+    them. A byte order mark at the start is dropped, as in training.
 
     Raises: UserError for a file that cannot be read, and for a line that is not UTF-8, by number.
     """
@@ -37,6 +40,7 @@ def _read(names: Sequence[str], stdin: IO[bytes]) -> Iterator[str]:
         try:
             with open_file(name, "rb") if names else stdin as file:
                 for number, line in enumerate(file, 1):
+                    line = line.removeprefix(BOM_UTF8) if number == 1 else line
                     try:
                         yield line.decode("utf-8").removesuffix("\n")
                     except UnicodeDecodeError as error:
@@ -50,20 +54,27 @@ def _read(names: Sequence[str], stdin: IO[bytes]) -> Iterator[str]:
 
 @contextmanager
 def open_output(name: str | None) -> Iterator[IO[str]]:
-    """Standard output, or a file that gets its name only when it is complete."""
-    if name is None:
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    partial = Path(f"{name}.partial")
+    """Standard output, or a file that gets its name only when it is complete.
+
+    Raises: UserError when it cannot be written; SystemExit when who read standard output has gone, as ``head`` does.
+    """
     try:
-        file = partial.open("w", encoding="utf-8", newline="\n")
+        if name is None:
+            sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+            yield sys.stdout
+            sys.stdout.flush()
+        else:
+            partial = Path(f"{name}.partial")
+            with partial.open("w", encoding="utf-8", newline="\n") as file:
+                yield file
+            partial.replace(name)
     except OSError as error:
-        raise UserError(f"--output={name}: cannot be written: {error.strerror}; choose another place.") from None
-    with file:
-        yield file
-    partial.replace(name)
+        if name is None:  # or Python fails once more when it ends and writes what is left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(128 + signal.SIGPIPE)
+        place = f"--output={name}" if name else "standard output"
+        raise UserError(f"{place}: cannot be written: {error.strerror}; make room or choose another place.") from None
 
 
 def format_best(translations: Sequence[Translation], number: int, scores: bool) -> str:

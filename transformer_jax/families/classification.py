@@ -210,7 +210,8 @@ def _tokenizer(
     documents = in_memory([" ".join(text) for text in texts])
     trained = train_text_tokenizer(documents, build(TextTokenizerConfig, config.tokenizer, "tokenizer"))
     if run is not None:
-        save_text_tokenizer(trained, run.tokenizer)
+        with run.new_tokenizer() as folder:
+            save_text_tokenizer(trained, folder)
     return trained
 
 

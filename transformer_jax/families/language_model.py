@@ -120,7 +120,8 @@ def text_and_tokenizer(
     else:
         tokenizer = train_text_tokenizer(dataset, tokenizer_config)
         if run is not None:
-            save_text_tokenizer(tokenizer, run.tokenizer)
+            with run.new_tokenizer() as folder:
+                save_text_tokenizer(tokenizer, folder)
     if run is not None:
         run.pin("data", dataset.digest)
         run.pin("tokenizers", tokenizer_digest(tokenizer))

@@ -128,20 +128,27 @@ class TranslationEvaluator:
         sources, targets = pairs.texts()
         # Two of the training shapes are enough here: padding costs less than compiling.
         chosen = [shapes[(len(shapes) - 1) // 2], shapes[-1]] if len(shapes) > 1 else list(shapes)
-        self._batches = validation_batches(pairs, tokenizers, chosen, config.batching)
+        limit = task.model.config.max_length
+        self._batches, self._left_out = validation_batches(pairs, tokenizers, chosen, config.batching, limit)
+        if not self._batches:
+            raise UserError(f"No validation pair has at most model.max_length={limit} tokens on both sides.")
         self._mesh, self._task, self._evaluate = mesh, task, make_evaluation_step(task, mesh)
         count = config.evaluation.max_sentences or len(sources)
         self._sources, self._targets = sources[:count], targets[:count]
         self._translator: Translator | None = None
         if config.evaluation.decode != "none":
             method = config.evaluation.decode
-            decoding = dataclasses.replace(config.decoding, method=method, n_best=1)
+            # A long line is no reason to end a training, whatever is wanted of the finished model.
+            decoding = dataclasses.replace(config.decoding, method=method, n_best=1, long_lines="split")
             self._translator = Translator(task.model.incremental(), None, tokenizers, decoding, mesh)
 
     def __call__(self, params: Any) -> Iterator[tuple[str, float]]:
-        """Yields loss, nll, perplexity, and with translations bleu, chrf and exact_match of validation."""
+        """Yields loss, nll, perplexity, and with translations bleu, chrf and exact_match of validation; and how many
+        pairs are too long for the first three, if there are any."""
         begin = time.monotonic()
         yield from self._task.summarise(split_sums(self._evaluate, params, self._batches, self._mesh)).items()
+        if self._left_out:
+            yield "perplexity_pairs_left_out", float(self._left_out)
         if self._translator is not None:
             self._translator.params = params
             scores = translation_scores(self._translator.translate(self._sources), self._targets)
@@ -163,7 +170,8 @@ def prepare(config: TranslationConfig, run: RunDirectory | None) -> Experiment:
     else:
         tokenizers = train_tokenizers(dataset, config.tokenizer)
         if run is not None:
-            tokenizers.save(run.tokenizer)
+            with run.new_tokenizer() as folder:
+                tokenizers.save(folder)
     if run is not None:
         run.pin("data", dataset.digest)
         run.pin("tokenizers", tokenizers.digest)

@@ -140,10 +140,8 @@ def adopt_tokenizer(config: InitializeConfig, run: RunDirectory) -> None:
             f"{'; '.join(changed)}. Set the same, or initialize.tokenizer=False to train new ones."
         )
     if other.tokenizer.is_dir():
-        unfinished = run.path / ".tokenizer.tmp"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(other.tokenizer, unfinished)
-        unfinished.rename(run.tokenizer)
+        with run.new_tokenizer() as folder:
+            shutil.copytree(other.tokenizer, folder, dirs_exist_ok=True)
 
 
 def read_parameters(other: RunDirectory, choice: str, key: str) -> Any:

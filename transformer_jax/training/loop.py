@@ -92,11 +92,11 @@ def train(mapping: Any, workdir: str | Path, on_evaluation: OnEvaluation = lambd
     Raises: UserError for anything wrong with the config, the data or the directory, before work starts, and for a
     disk that cannot be written; RunFailed when training cannot go on.
     """
-    config = parse_config(mapping)
+    config, workdir = parse_config(mapping), Path(workdir).expanduser()
     tracking.check_installed(config.tracking)
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
-    fresh = not os.path.exists(Path(workdir) / "config.json")  # Path.exists raises without permission
+    fresh = not os.path.exists(workdir / "config.json")  # Path.exists raises without permission
     with StopRequests() as stop, peers():
         try:
             opened = main_first(
@@ -110,7 +110,7 @@ def train(mapping: Any, workdir: str | Path, on_evaluation: OnEvaluation = lambd
                 experiment = main_first(lambda: find_family(config.family).prepare(config, run))
                 return Trainer(config, run, mesh, experiment, stop, on_evaluation).train()
         except Terminated:
-            return Outcome(SavedSteps(Path(workdir) / "checkpoints").latest_step() or 0, finished=False)
+            return Outcome(SavedSteps(workdir / "checkpoints").latest_step() or 0, finished=False)
 
 
 def _open_shared(workdir: str | Path) -> RunDirectory:
@@ -125,13 +125,13 @@ def _open_shared(workdir: str | Path) -> RunDirectory:
 
 @contextmanager
 def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
-    """Bad input found before the first checkpoint of a new run leaves a directory that is no run."""
+    """Bad input, found before a new run has begun to train, leaves a directory that is no run."""
     try:
         yield
     except RunFailed:  # the input was good enough to train with
         raise
     except UserError:
-        if fresh and run.is_held() and not run.checkpoints.exists():
+        if fresh and run.is_held() and not run.checkpoints.exists() and not run.metrics.exists():
             for entry in run.path.iterdir():
                 if entry == run.tokenizer or entry.name in tracking.FOLDERS:
                     shutil.rmtree(entry)
@@ -189,6 +189,7 @@ class Trainer:
             if self.first >= total or (found and from_main(complete)):
                 return Outcome(self.first, finished=True)
             self.number, self.iterator = self.first, self._data(position)
+            self.evaluator = self.experiment.make_evaluator(self.mesh)  # may refuse: before anything is written
             with (
                 self._metric_writer(self.first if found else -1) as self.writer,
                 Progress(total, self.first, silent=not is_main()) as self.progress,
@@ -205,7 +206,6 @@ class Trainer:
                 self.progress.message(
                     f"compiled       {len(self.compiled)} batch shapes in {time.monotonic() - begin:.1f} s"
                 )
-                self.evaluator = self.experiment.make_evaluator(self.mesh)
                 self.window = Window(
                     self.writer, self.progress, self.config.training.log_every_steps, compiles, self.task
                 )
@@ -310,9 +310,9 @@ class Trainer:
             # Not what an interruption saved in between: the mean is the same as in a run without one.
             earlier = checkpoints.good(config.evaluation.average - 1)
             for step in earlier:
-                params = jax.tree.map(jnp.add, params, checkpoints.restore_parameters(step, like=params))
-            params = jax.tree.map(lambda p: p / (len(earlier) + 1), params)
-        return params
+                params = _sum(params, checkpoints.restore_parameters(step, like=params))
+            return _quotient(params, len(earlier) + 1), [*earlier, self.number]
+        return params, []
 
     def _roll_back(self) -> None:
         """Back to the last good checkpoint, and on with the data after the steps that were skipped."""
@@ -364,6 +364,16 @@ class Trainer:
 
 def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, batches: Batches) -> dict[Any, TrainStep]:
     """The step compiled for every kind of batch there can be, several at a time, so that none is compiled later."""
+@jax.jit
+def _sum(one: Any, other: Any) -> Any:
+    return jax.tree.map(jnp.add, one, other)
+
+
+@jax.jit
+def _quotient(params: Any, count: int) -> Any:
+    return jax.tree.map(lambda p: p / count, params)
+
+
 
     def gradients(batch: Any) -> Any:
         return step.gradients.lower(shapes.params, batch, shapes.step).compile()

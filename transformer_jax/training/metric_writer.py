@@ -25,14 +25,12 @@ if TYPE_CHECKING:
     from transformer_jax.training.tracking import Tracker
 
 LOWER_IS_BETTER = ("loss", "nll", "image_nll", "perplexity", "bits_per_byte", "error")
+"""The metrics of which less is better; of all others more is."""
 
 
 def best_mode(metric: str) -> Literal["max", "min"]:
     """Which value of a metric is best."""
     return "min" if metric in LOWER_IS_BETTER else "max"
-
-
-"""The metrics of which less is better; of all others more is."""
 
 
 class MetricWriter:

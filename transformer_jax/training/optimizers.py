@@ -34,6 +34,13 @@ class OptimizerConfig:
             raise UserError(f"optimizer.warmup_steps is {self.warmup_steps}; it must be at least 0.")
         if not 0 < self.decay_fraction <= 1:
             raise UserError(f"optimizer.decay_fraction is {self.decay_fraction}; it must be above 0 and at most 1.")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
+        if self.epsilon <= 0:
+            raise UserError(f"optimizer.epsilon is {self.epsilon}; it must be above 0.")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay is {self.weight_decay}; it must be at least 0.")
         if self.clip_norm < 0:
             raise UserError(f"optimizer.clip_norm is {self.clip_norm}; it must be at least 0 (0: no clipping).")
         if self.name == "adam" and self.weight_decay:

@@ -34,6 +34,12 @@ class TaskConfig:
             raise UserError(f"task.loss_chunk is {self.loss_chunk}; it must be at least 1.")
         if self.regularizer_weight < 0:
             raise UserError(f"task.regularizer_weight is {self.regularizer_weight}; it must be at least 0.")
+        if (self.regularizer == "none") != (self.regularizer_weight == 0):
+            raise UserError(
+                f"task.regularizer={self.regularizer!r} cannot go with task.regularizer_weight="
+                f"{self.regularizer_weight}: 'none' has weight 0, 'r_drop' and 'simcut' a weight above 0 (5 and 3 in "
+                "their papers)."
+            )
 
 
 class Task(Protocol):

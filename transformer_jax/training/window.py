@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from transformer_jax.host import peak_memory
 from transformer_jax.training.metric_writer import MetricWriter
 from transformer_jax.training.progress import Progress
 from transformer_jax.training.tasks import Task
@@ -24,6 +25,17 @@ class CompileCounter:
 
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+def device_memory() -> dict[str, float]:
+    """The most bytes that any device of this process has had in use; nothing where devices do not say.
+
+    The devices of a CPU have the memory of the process.
+    """
+    if jax.default_backend() == "cpu":
+        return {"device_memory_bytes": float(peak_memory())}
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    return {"device_memory_bytes": float(max(peaks))} if any(peaks) else {}
 
 
 @dataclass(frozen=True)
@@ -119,8 +131,6 @@ class Window:
     def _write(self, number: int) -> None:
         self.pause()
         seconds = max(self._seconds, 1e-9)
-        stats = jax.local_devices()[0].memory_stats() or {}
-        memory = {"device_memory_bytes": float(stats["peak_bytes_in_use"])} if "peak_bytes_in_use" in stats else {}
         means = self._task.summarise(self._sums) if self._sums else {"loss": np.nan}  # nan: all steps were skipped
         tokens = self._sums.get("tokens", 0.0)
         line = {
@@ -130,7 +140,7 @@ class Window:
             "padding": 1.0 - tokens / max(self._cells, 1),
             "step_seconds": seconds / self._steps,
             "compile_count": float(self._compiles.count),
-            **memory,
+            **device_memory(),
         }
         self._writer.write(number, "train", line)
         self._shown = {"loss": line["loss"], "tokens/s": line["target_tokens_per_second"]}
