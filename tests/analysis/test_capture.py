@@ -88,8 +88,11 @@ def test_patterns_that_match_nothing_name_the_nearest(made):
     run, texts = made
     with pytest.raises(UserError, match=r"nothing is called 'logit'. Did you mean logits\?"):
         run.capture(*texts, names=["logit"])
-    with pytest.raises(UserError, match="nothing is called"):
-        run.intervene({"decoder/layer_7/*": without_head})
+    (longer,) = {name.rpartition("/")[2] for name in run.points if name.endswith("/residual_before")} or {"output"}
+    with pytest.raises(UserError, match=rf"Did you mean \*/{longer}\?"):
+        run.intervene({f"*/{longer[:-1]}": without_head})
+    with pytest.raises(UserError, match=r"nothing is called 'frobnicate'. Known: \*/.*logits"):
+        run.intervene({"frobnicate": without_head})
 
 
 @pytest.mark.parametrize("family", NETWORKS)
