@@ -129,7 +129,7 @@ def read_config_file(spec: str) -> ConfigDict:
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:  # a config file is the user's own program: whatever it raises is told as its error
-        raise UserError(f"--config={spec}: {_where(error, name)}: {type(error).__name__}: {error}") from error
+        raise UserError(f"--config={spec}: {where(error, name)}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={spec}: get_config returns {type(config).__name__}, ConfigDict is wanted.")
     return config.lock()
@@ -224,7 +224,7 @@ def _explain(message: str, config: ConfigDict | None) -> str:
     return " ".join(message.split())
 
 
-def _where(error: Exception, name: str) -> str:
+def where(error: Exception, name: str) -> str:
     """FILE:LINE of the innermost line of the config file in the error's traceback."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"

@@ -24,6 +24,7 @@ LINES = flags.DEFINE_integer("lines", 10, "tail: how many", lower_bound=1)
 FOLLOW = flags.DEFINE_bool("follow", False, "tail: go on until the run ends")
 USES = {"list": ((0, 1), "list [FOLDER]"), "diff": ((2, 2), "diff A B"), "show": ((1, 1), "show RUN")}
 USES["tail"] = ((1, 1), "tail RUN")
+OPTIONS = {"format": "list", "sort": "list", "lines": "tail", "follow": "tail"}
 
 
 def main(arguments: list[str]) -> None:
@@ -32,6 +33,9 @@ def main(arguments: list[str]) -> None:
     if not allowed[0] <= len(paths) <= allowed[1]:
         wanted = ", ".join(use for _, use in USES.values())
         raise UserError(f"{' '.join(arguments)}: wanted is one of: {wanted}.")
+    for name, owner in OPTIONS.items():
+        if flags.FLAGS[name].present and command != owner:
+            raise UserError(f"--{name} is an option of {owner}, and {command} has no such option; leave it away.")
     from transformer_jax.analysis import runs, runs_report
 
     if command == "list":

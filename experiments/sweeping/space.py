@@ -18,8 +18,9 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
+from optuna.trial import FixedTrial
 
-from experiments.command_line import load_config
+from experiments.command_line import load_config, where
 from transformer_jax.errors import UserError
 
 SearchSpace = Callable[[Any], Mapping[str, Any]]
@@ -27,8 +28,24 @@ MOST_POINTS = 100_000
 
 
 def read_search_space(config_file: str) -> SearchSpace | None:
-    """`search_space` of a config file FILE.py or FILE.py:ARGUMENT; None if it defines none."""
-    return runpy.run_path(config_file.partition(":")[0]).get("search_space")
+    """`search_space` of a config file FILE.py or FILE.py:ARGUMENT; None if it defines none.
+
+    It raises UserError, which names the line, for whatever goes wrong in it.
+    """
+    name = config_file.partition(":")[0]
+    space = runpy.run_path(name).get("search_space")
+    if space is None:
+        return None
+
+    def told(trial: Any) -> Mapping[str, Any]:
+        try:
+            return space(trial)
+        except (UserError, _Choice):
+            raise
+        except Exception as error:  # the user's own program, as get_config is
+            raise UserError(f"search_space: {where(error, name)}: {type(error).__name__}: {error}") from error
+
+    return told
 
 
 def parse_dimensions(words: Sequence[str], spec: str) -> dict[str, BaseDistribution]:
@@ -102,7 +119,7 @@ def every_point(space: SearchSpace) -> list[dict[str, Any]]:
     while open_points:
         fixed = open_points.pop()
         try:
-            space(_Fixed(fixed))
+            space(_Enumerating(fixed))
         except _Choice as choice:
             open_points += [{**fixed, choice.name: value} for value in reversed(choice.values)]
         else:
@@ -119,49 +136,38 @@ class _Choice(Exception):
         self.name, self.values = name, values
 
 
-class _Fixed:
-    """Stands in for a trial: gives the fixed parameters, and stops at the first other one."""
+class _Enumerating(FixedTrial):
+    """A trial that has the fixed parameters, and stops at the first other one."""
 
-    def __init__(self, params: dict[str, Any]) -> None:
-        self.params = params
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        if name not in self._params:
+            raise _Choice(name, _values(name, distribution))
+        return super()._suggest(name, distribution)
 
-    def _give(self, name: str, values: Sequence[Any]) -> Any:
-        if name not in self.params:
-            raise _Choice(name, values)
-        return self.params[name]
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return self._give(name, choices)
+def _values(name: str, distribution: BaseDistribution) -> Sequence[Any]:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    assert isinstance(distribution, (IntDistribution, FloatDistribution))
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if distribution.log or step is None:
+        reason = "a log scale" if distribution.log else "infinitely many values"
+        raise UserError(f"{name} has {reason}, which is no grid; list its values or choose another sampler.")
+    return [low + i * step for i in range(int((high - low) / step + 1e-9) + 1)]
 
-    def suggest_int(self, name: str, low: int, high: int, step: int = 1, log: bool = False) -> int:
-        if log:
-            raise UserError(f"{name} has a log scale, which is no grid; list its values or choose another sampler.")
-        return self._give(name, range(low, high + 1, step))
 
-    def suggest_float(self, name: str, low: float, high: float, step: float | None = None, log: bool = False) -> float:
-        if step is None or log:
-            raise UserError(
-                f"{name} has infinitely many values, which is no grid; list its values or choose another sampler."
-            )
-        return self._give(name, [low + i * step for i in range(int((high - low) / step + 1e-9) + 1)])
+class _Lowest(FixedTrial):
+    """A trial that has the first of all choices, and the lower end of all ranges."""
+
+    def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
+        choices = isinstance(distribution, CategoricalDistribution)
+        self._params.setdefault(name, distribution.choices[0] if choices else distribution.low)  # type: ignore[attr-defined]
+        return super()._suggest(name, distribution)
 
 
 def first_point(space: SearchSpace) -> Mapping[str, Any]:
     """The overrides of some trial, to try the space before any work."""
-
-    class Lowest:
-        def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-            return choices[0]
-
-        def suggest_int(self, name: str, low: int, high: int, step: int = 1, log: bool = False) -> int:
-            return low
-
-        def suggest_float(
-            self, name: str, low: float, high: float, step: float | None = None, log: bool = False
-        ) -> float:
-            return low
-
-    return space(Lowest())
+    return space(_Lowest({}))
 
 
 def override(config: Mapping[str, Any] | ConfigDict, overrides: Mapping[str, Any]) -> dict[str, Any]:

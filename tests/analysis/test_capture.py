@@ -68,12 +68,31 @@ def test_residuals_add_up(network):
     np.testing.assert_allclose(of("residual_after"), added, atol=1e-5)
 
 
+def test_a_lone_string_is_not_taken_for_a_list_of_characters(made):
+    run, texts = made
+    uses = {"capture": lambda: run.capture("one two", *("four five" for _ in texts[1:]))}
+    uses |= {
+        method: lambda method=method: getattr(run, method)("one two")
+        for method in ("translate", "generate", "search", "predict", "states")
+        if method in vars(type(run))
+    }
+    uses["load"] = lambda: run.load(parts="encoder")
+    if "score" in vars(type(run)):
+        uses["score"] = lambda: run.score("one two", "four five")
+    for method, use in uses.items():
+        with pytest.raises(UserError, match="is a string; give a list"):
+            pytest.fail(f"{method}: {use()}")
+
+
 def test_patterns_that_match_nothing_name_the_nearest(made):
     run, texts = made
     with pytest.raises(UserError, match=r"nothing is called 'logit'. Did you mean logits\?"):
         run.capture(*texts, names=["logit"])
-    with pytest.raises(UserError, match="nothing is called"):
-        run.intervene({"decoder/layer_7/*": without_head})
+    (longer,) = {name.rpartition("/")[2] for name in run.points if name.endswith("/residual_before")} or {"output"}
+    with pytest.raises(UserError, match=rf"Did you mean \*/{longer}\?"):
+        run.intervene({f"*/{longer[:-1]}": without_head})
+    with pytest.raises(UserError, match=r"nothing is called 'frobnicate'. Known: \*/.*logits"):
+        run.intervene({"frobnicate": without_head})
 
 
 @pytest.mark.parametrize("family", NETWORKS)

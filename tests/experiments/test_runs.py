@@ -128,5 +128,7 @@ def test_wrong_words_are_explained(tmp_path):
         done = command("runs", *words)
         assert done.returncode == 2
         assert all(use in done.stderr for _, use in USES.values())
+    done = command("runs", "show", tmp_path, "--format=json")
+    assert (done.returncode, "--format is an option of list" in done.stderr) == (2, True)
     with pytest.raises(UserError, match="There are no runs in"):
         runs.find_runs(tmp_path)

@@ -101,13 +101,18 @@ def test_studies_that_cannot_be_are_refused_before_any_work(tmp_path, settings, 
     assert not (tmp_path / "study").exists()
 
 
-def test_search_space_of_a_config_file(tmp_path):
-    spec = tmp_path / "mine.py"
-    text = f"""import sys
+OWN = f"""import sys
 sys.path.append({str(CONFIG.parents[1])!r})
 from configs.parallel_text import get_config
 
 def search_space(trial):
+"""
+
+
+def test_search_space_of_a_config_file(tmp_path):
+    spec = tmp_path / "mine.py"
+    text = f"""{OWN}
+    trial.set_user_attr("number", trial.number)
     width = trial.suggest_categorical("width", [16, 32])
     return {{"model.d_model": width, "model.d_ff": 4 * width}}
 """
@@ -115,6 +120,22 @@ def search_space(trial):
     settings = made_settings(tmp_path, tmp_path, spec=str(spec), sampler="grid")
     assert settings.points == 2
     assert every_point(settings.search_space) == [{"width": 16}, {"width": 32}]
+    assert made_settings(tmp_path, tmp_path, spec=str(spec)).sampler == "tpe"
     spec.write_text(text.replace("model.d_ff", "model.d_fff"))
     with pytest.raises(UserError, match=r"d_fff.*Did you mean d_ff"):
         made_settings(tmp_path, tmp_path, spec=str(spec))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("trial.suggest_flot('x', 0, 1)", r"mine.py:6: AttributeError: .*suggest_flot"),
+        ("return {'seed': trial.suggest_categorical('x', [0, 1])[0]}", r"mine.py:6: TypeError"),
+    ],
+)
+def test_mistakes_in_a_search_space_name_their_line(tmp_path, sampler, line, reason):
+    spec = tmp_path / "mine.py"
+    spec.write_text(f"{OWN}    {line}\n")
+    with pytest.raises(UserError, match=reason):
+        made_settings(tmp_path / "study", tmp_path, spec=str(spec), sampler=sampler)

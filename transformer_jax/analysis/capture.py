@@ -4,6 +4,7 @@ The names are those of `transformer_jax.models.taps`, chosen by patterns as `fnm
 attention weights, ``"decoder/layer_?/residual_after"`` the residual stream after each layer of the decoder.
 """
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -74,7 +75,10 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
     names = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"activations: nothing is called {pattern!r}. {suggest(pattern, names)}")
+            # Of a large network whole names are hundreds, and their last parts a few.
+            ends = {f"*/{name.rpartition('/')[2]}" if "/" in name else name for name in names}
+            near = difflib.get_close_matches(pattern, [*names, *ends], n=1)
+            raise UserError(f"activations: nothing is called {pattern!r}. {suggest(pattern, near or ends)}")
     return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 

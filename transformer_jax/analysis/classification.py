@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transformer_jax.analysis.capture import Inputs, unpadded
-from transformer_jax.analysis.run import Run
+from transformer_jax.analysis.run import Run, listed
 from transformer_jax.analysis.scores import begin_record, finish_record
 from transformer_jax.data.bucketing import Shape, one_a_row
 from transformer_jax.data.label_batches import TextEncoder, fill_labelled
@@ -73,10 +73,8 @@ class ClassificationRun(Run):
         return Predictor(task, mesh), place(self.params, NamedSharding(mesh, P()))
 
     def _texts(self, texts: Sequence[GivenText]) -> list[tuple[str, ...]]:
-        if isinstance(texts, str):
-            raise UserError("Give a list of texts, even of one.")
         split = lambda text: tuple(text.split()) if self._words else (text,)
-        found = [split(text) if isinstance(text, str) else tuple(text) for text in texts]
+        found = [split(text) if isinstance(text, str) else tuple(text) for text in listed(texts)]
         if not self._words and (wrong := [text for text in found if not 1 <= len(text) <= 2]):
             raise UserError(f"{wrong[0]!r} is neither a text nor a pair of texts.")
         return found

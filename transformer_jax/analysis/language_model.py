@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.analysis.capture import Inputs, unpadded
-from transformer_jax.analysis.run import Run, decoding_mesh
+from transformer_jax.analysis.run import Run, decoding_mesh, listed
 from transformer_jax.analysis.scores import begin_record, finish_record
 from transformer_jax.data.packing import encode_documents, evaluation_batches
 from transformer_jax.data.text import documents_of_files, load_text
@@ -47,7 +47,7 @@ class LanguageModelRun(Run):
     def inputs(self, *texts: Sequence[str]) -> Inputs:
         """What the model reads, int32[B, T]: position t is where token t + 1 is predicted."""
         (lines,) = texts
-        return self._padded(self.tokenizer.encode(list(lines)))
+        return self._padded(self.tokenizer.encode(listed(lines)))
 
     def _padded(self, rows: Sequence[list[int]]) -> Inputs:
         rows = [self.config.decoding.first_tokens(row) for row in rows]
@@ -66,7 +66,7 @@ class LanguageModelRun(Run):
         return 0, 0 if name.endswith("/weights") else None
 
     def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
-        return self.generator(**overrides).generate(self.params, self.tokenizer.encode(list(lines)))
+        return self.generator(**overrides).generate(self.params, self.tokenizer.encode(listed(lines)))
 
     def trace(self, line: str, **overrides: Any) -> Trace:
         (prompt,) = self.tokenizer.encode([line])
@@ -90,7 +90,7 @@ class LanguageModelRun(Run):
 
     def generate(self, prompts: Sequence[str], **overrides: Any) -> list[list[str]]:
         """The n best continuations of each prompt, without the prompt; settings as for `generator`."""
-        found = self.generator(**overrides).generate(self.params, self.tokenizer.encode(list(prompts)))
+        found = self.generator(**overrides).generate(self.params, self.tokenizer.encode(listed(prompts)))
         return [self.tokenizer.decode([hypothesis.tokens for hypothesis in best]) for best in found]
 
     def stream(self, prompt: str, **overrides: Any) -> Iterator[str]:
@@ -127,7 +127,12 @@ class LanguageModelRun(Run):
 
         The two are tokenised together, so that the cut between them falls where the tokens of the context alone end.
         """
-        apart = self.tokenizer.encode(list(contexts))
+        contexts, continuations = listed(contexts), listed(continuations)
+        if len(contexts) != len(continuations):
+            raise UserError(
+                f"{len(contexts)} contexts and {len(continuations)} continuations; give one continuation a context."
+            )
+        apart = self.tokenizer.encode(contexts)
         whole = self.tokenizer.encode([a + b for a, b in zip(contexts, continuations, strict=True)])
         cut = [_common(a, b) for a, b in zip(apart, whole, strict=True)]
         pairs = [(tokens[:n], tokens[n:]) for tokens, n in zip(whole, cut, strict=True)]

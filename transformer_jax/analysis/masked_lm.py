@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.analysis.capture import Inputs, unpadded
-from transformer_jax.analysis.run import Run
+from transformer_jax.analysis.run import Run, listed
 from transformer_jax.analysis.scores import begin_record, finish_record
 from transformer_jax.data.masking import Masker, masked_evaluation_batches
 from transformer_jax.data.packing import encode_documents
@@ -63,7 +63,7 @@ class MaskedRun(Run):
     def inputs(self, *texts: Sequence[str]) -> Inputs:
         """What the model is called with: tokens and segments int32[B, T]; "[MASK]" may stand in a text."""
         (lines,) = texts
-        rows = [self.encode(line) for line in lines]
+        rows = [self.encode(line) for line in listed(lines)]
         tokens = pad_tokens(rows, len(rows), max(map(len, rows), default=1))
         return tokens, (tokens != PAD_ID).astype(np.int32)
 
@@ -106,10 +106,8 @@ class MaskedRun(Run):
 
     def _on_texts(self, texts: Sequence[str], method: str) -> list[np.ndarray]:
         """What a method of the model gives of each text, float32[tokens, …], [CLS] and [SEP] included."""
-        if isinstance(texts, str):
-            raise UserError("Give a list of texts, even of one.")
         found = []
-        for ids in map(self.encode, texts):
+        for ids in map(self.encode, listed(texts)):
             size = 1 << (len(ids) - 1).bit_length()  # few programs
             row = pad_tokens([ids], 1, min(size, self.model.config.max_length))
             found.append(np.asarray(self._apply(self.params, row, method), np.float32)[0, : len(ids)])
@@ -147,7 +145,7 @@ class MaskedRun(Run):
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """Each text with the likeliest token for every "[MASK]" in it."""
-        return [self.fill_mask(text, top=1)[0][0].text for text in texts]
+        return [self.fill_mask(text, top=1)[0][0].text for text in listed(texts)]
 
     def evaluate(self, split: str, files: str | None, **settings: Any) -> tuple[dict[str, Any], str]:
         """As `Run.evaluate`: loss, perplexity and accuracy of tokens that are hidden, the same ones every time. Files:

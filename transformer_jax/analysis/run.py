@@ -72,6 +72,7 @@ class Run:
             whole stacks only: "encoder/layers", as they are stored.
         Raises: UserError when there is no such checkpoint or part; names what there is.
         """
+        parts = listed(parts)
         steps, tree = self._choose(str(checkpoint))
         if not parts:
             return unroll(self._read(steps, tree))
@@ -243,6 +244,13 @@ class Run:
         Raises: UserError for a split, file or setting that there is not.
         """
         raise NotImplementedError
+
+
+def listed(given: Sequence[Any]) -> list[Any]:
+    """What is given, as a list. Raises: UserError for a lone string, each character of which would count as one."""
+    if isinstance(given, str):
+        raise UserError(f"{given[:60]!r} is a string; give a list of them, even of one.")
+    return list(given)
 
 
 def require_family(name: str, config: RunConfig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.analysis.capture import Inputs
-from transformer_jax.analysis.run import Run, decoding_mesh
+from transformer_jax.analysis.run import Run, decoding_mesh, listed
 from transformer_jax.analysis.scores import begin_record, finish_record, format_scores
 from transformer_jax.data.captions import caption_rows
 from transformer_jax.data.images import array_batches, load_images
@@ -67,7 +67,7 @@ class TextToImageRun(Run):
 
     def text(self, captions: Sequence[str]) -> np.ndarray:
         """int32[n, S]: captions as the model reads them. Raises: UserError for one that is too long or unreadable."""
-        return caption_rows(captions, self.tokenizer, self.model.config.text_length)
+        return caption_rows(listed(captions), self.tokenizer, self.model.config.text_length)
 
     def generate(self, captions: Sequence[str], **overrides: Any) -> np.ndarray:
         """Images uint8[n, n_best, P, P, C] of captions, the best first; settings as for `generator`."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transformer_jax.analysis.capture import Inputs, unpadded
-from transformer_jax.analysis.run import Run, decoding_mesh
+from transformer_jax.analysis.run import Run, decoding_mesh, listed
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.parallel_text import read_pairs
 from transformer_jax.data.tokenizers import BOS, EOS, Tokenizer, TokenizerPair, load_tokenizers
@@ -60,7 +60,7 @@ class TranslationRun(Run):
 
     def inputs(self, *texts: Sequence[str]) -> Inputs:
         """Sources int32[B, S] and targets int32[B, T], each with its end; position t is where target t is predicted."""
-        sources, targets = (list(side) for side in texts)
+        sources, targets = map(listed, texts)
         if len(sources) != len(targets):
             raise UserError(f"{len(sources)} sources and {len(targets)} targets; give one target a source.")
         return _ended(self.tokenizers.source.encode(sources), self.tokenizers.target.encode(targets))
@@ -87,7 +87,7 @@ class TranslationRun(Run):
 
     def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
         translator = self.translator(**overrides) if overrides else self._translator
-        return translator.decoder.decode(self.params, self.tokenizers.source.encode(list(lines)))
+        return translator.decoder.decode(self.params, self.tokenizers.source.encode(listed(lines)))
 
     def trace(self, line: str, **overrides: Any) -> Trace:
         decoder, (source,) = self.translator(**overrides).decoder, self.tokenizers.source.encode([line])
@@ -105,7 +105,7 @@ class TranslationRun(Run):
 
     def translate(self, lines: Sequence[str]) -> list[str]:
         """The best translation of each line."""
-        return self._translator.translate(list(lines))
+        return self._translator.translate(listed(lines))
 
     @cached_property
     def _scorer(self) -> Scorer:
@@ -121,7 +121,7 @@ class TranslationRun(Run):
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
         """Natural log-probability float32[n] of each target given its source, end of sentence included."""
-        encoded = self.tokenizers.source.encode(list(sources)), self.tokenizers.target.encode(list(targets))
+        encoded = self.tokenizers.source.encode(listed(sources)), self.tokenizers.target.encode(listed(targets))
         return np.asarray([tokens.sum() for tokens in self.token_log_probs(*encoded)], np.float32)
 
     def evaluate(self, split: str, files: str | None, **settings: Any) -> tuple[dict[str, Any], str]:
