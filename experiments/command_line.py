@@ -40,6 +40,7 @@ DEFAULTS = {
     "translation": "parallel_text.py",
     "language_model": "language_model.py:files",
     "masked_lm": "masked_lm.py:files",
+    "classification": "classification.py:sentences",
 }
 OVERRIDE = re.compile(r"--?(?P<no>no)?config\.(?P<path>[^=]+)(=(?P<value>.*))?$", re.DOTALL)
 

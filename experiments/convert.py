@@ -6,8 +6,9 @@
     python experiments/translate.py runs/opus news.en
 
 Formats: marian (layers normalised after sublayers) and pegasus (before), gpt2 and bert, as Hugging Face folders with
-safetensors and tokenizer files, in both directions; ctranslate2, written only. What a format cannot express is an
-error that says so before anything is written. Nothing that is read is executed. See docs/convert.md.
+safetensors and tokenizer files, and lstm, with PyTorch's names, in both directions; ctranslate2, written only. What a
+format cannot express is an error that says so before anything is written. Nothing that is read is executed. See
+docs/convert.md.
 """
 
 from absl import flags
@@ -18,7 +19,7 @@ from transformer_jax.host import prepare_cpu
 
 TO = flags.DEFINE_string("to", None, "export: the folder to write, new or empty")
 FORMAT = flags.DEFINE_string(
-    "format", None, "export: marian, pegasus, gpt2, bert or ctranslate2; default: what suits the run"
+    "format", None, "export: marian, pegasus, gpt2, bert, lstm or ctranslate2; default: what suits the run"
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "export: best, latest, a step, average:N or ema")
 WORKDIR = flags.DEFINE_string("workdir", None, "import: the run directory to make, new or empty")

@@ -12,7 +12,7 @@ import pytest
 from experiments.command_line import default_config
 from tests.models.tiny import QUICK
 from transformer_jax.analysis.run import load_run
-from transformer_jax.conversion.bert import config_of, mapping, settings_of
+from transformer_jax.conversion.bert import config_of, leaves, mapping, settings_of
 from transformer_jax.conversion.mapping import flatten, unflatten
 from transformer_jax.conversion.runs import export_run, import_folder
 from transformer_jax.conversion.tensors import read_tensors, write_tensors
@@ -71,12 +71,18 @@ def test_settings_go_both_ways() -> None:
     assert settings["id2label"] == {0: "bad", 1: "fair", 2: "good"}
 
 
+def write_published(folder: Path, c: EncoderConfig, tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> None:
+    names = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "##s", "run", "."]
+    names += [chr(97 + i) for i in range(c.vocab_size - len(names))]
+    folder.mkdir()
+    write_tensors(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "vocab.txt").write_text("".join(f"{name}\n" for name in names))
+
+
 def published(folder: Path, **changes: Any) -> Path:
     """A folder as published: uncased, with pooler, next-sentence prediction, a tied layer, and old names."""
     c, tensors, _ = read_fixture("bert")
-    size = c.vocab_size
-    names = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "dog", "##s", "run", "."]
-    names += [chr(97 + i) for i in range(size - len(names))]
     tensors |= {
         "bert.pooler.dense.weight": np.eye(16, dtype=np.float32),
         "bert.pooler.dense.bias": np.ones(16, np.float32),
@@ -84,10 +90,7 @@ def published(folder: Path, **changes: Any) -> Path:
     tensors |= {"cls.seq_relationship.bias": np.zeros(2, np.float32)}
     tensors["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
     old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in tensors.items()}
-    folder.mkdir()
-    write_tensors(folder / "model.safetensors", old)
-    (folder / "config.json").write_text(json.dumps({**settings_of(c), **changes}))
-    (folder / "vocab.txt").write_text("".join(f"{name}\n" for name in names))
+    write_published(folder, c, old, {**settings_of(c), **changes})
     return folder
 
 
@@ -115,6 +118,32 @@ def test_a_published_folder_becomes_a_run_and_goes_back(tmp_path: Path) -> None:
     assert len(read_tensors(tmp_path / "back")) == len(again)
 
 
+@pytest.mark.parametrize("level", ["sentence", "token"])
+def test_a_published_classifier_becomes_a_run_and_comes_back_as_it_was(level: str, tmp_path: Path) -> None:
+    """That of tokens has a pooler that nothing reads, as some do."""
+    c, tensors, _ = read_fixture("bert_classifier")
+    assert isinstance(c, ClassifierConfig)
+    of_level = dataclasses.replace(c, level=level, pooler=level == "sentence")  # type: ignore[arg-type]
+    settings = settings_of(of_level, ["bad", "fair", "good"])
+    write_published(tmp_path / "there", c, tensors, settings)
+    assert import_folder(tmp_path / "there", tmp_path / "run", default_config) == "classification"
+    run = load_run(tmp_path / "run")
+    assert run.labels == ("bad", "fair", "good")
+    theirs = np.asarray([[3, 6, 7, 8, 9, 10, 4]])  # by vocab.txt
+    used = leaves(of_level)
+    params = unflatten({path: leaf for path, leaf in mapping(c).ours(tensors, "").items() if path in used})
+    logits = apply(of_level, params, theirs, np.ones_like(theirs))[0]
+    expected = jax.nn.log_softmax(logits if level == "sentence" else logits[[1, 2, 4, 5]])
+    (found,) = run.log_probs(["The dogs run ."])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    export_run(run, tmp_path / "back")
+    assert import_folder(tmp_path / "back", tmp_path / "again", default_config) == "classification"
+    again = load_run(tmp_path / "again")
+    assert (again.labels, again.config) == (run.labels, run.config)
+    jax.tree.map(np.testing.assert_array_equal, again.params, run.params)
+    assert again.predict(["The dogs run ."]) == run.predict(["The dogs run ."])
+
+
 def test_what_is_not_bert_is_named(tmp_path: Path) -> None:
     c, tensors, _ = read_fixture("bert")
     with pytest.raises(UserError, match=r"word_embeddings\.weight is \(32, 16\); its config asks for \(31, 16\)"):
@@ -123,6 +152,10 @@ def test_what_is_not_bert_is_named(tmp_path: Path) -> None:
         settings_of(dataclasses.replace(c, norm_placement="pre"))
     with pytest.raises(UserError, match="hidden_act is 'tanh'"):
         import_folder(published(tmp_path / "other", hidden_act="tanh"), tmp_path / "run", default_config)
+    c, tensors, _ = read_fixture("bert_classifier")
+    write_published(tmp_path / "regression", c, tensors, {**settings_of(c), "problem_type": "regression"})
+    with pytest.raises(UserError, match="problem_type is 'regression'"):
+        import_folder(tmp_path / "regression", tmp_path / "run", default_config)
     (tmp_path / "other" / "vocab.txt").unlink()
     with pytest.raises(UserError, match=r"no vocab\.txt"):
         import_folder(tmp_path / "other", tmp_path / "run", default_config)

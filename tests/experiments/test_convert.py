@@ -1,6 +1,7 @@
 """Runs to folders of other toolkits and back: the same run, bit for bit; and what a person is told."""
 
 import json
+import shutil
 import struct
 
 import numpy as np
@@ -70,6 +71,20 @@ def test_without_what_export_leaves_beside_it_marian_is_the_same_model(marian, t
     pairs = run.tokenizer.encode(lines), run.tokenizer.encode(["eins", "zwei drei", "elf"])
     for one, other in zip(run.token_log_probs(*pairs), back.token_log_probs(*pairs), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_gpt2s_own_tokenizer_and_weights_are_a_run_by_themselves(tmp_path):
+    """As a published checkpoint is: ids without the three special tokens that GPT-2 lacks."""
+    changes = dict(model__end_begins=True, tokenizer__kind="byte_bpe", tokenizer__vocab_size=280)
+    run = load_run(text_run(tmp_path / "made", **changes))
+    export_run(run, tmp_path / "there")
+    shutil.rmtree(tmp_path / "there" / "transformer_jax")
+    assert import_folder(tmp_path / "there", tmp_path / "back", default_config) == "language_model"
+    back = load_run(tmp_path / "back")
+    assert back.tokenizer.encode(["one two."]) == run.tokenizer.encode(["one two."])
+    np.testing.assert_allclose(
+        back.score(["one", ""], [" two.", "six"]), run.score(["one", ""], [" two.", "six"]), rtol=1e-5
+    )
 
 
 def test_ctranslate2s_file_holds_the_run(pegasus, tmp_path):

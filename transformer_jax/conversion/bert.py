@@ -1,4 +1,4 @@
-"""BERT (`BertForMaskedLM`, and written only, those that classify sentences or tokens): a linear layer is [out, in]."""
+"""BERT (`BertForMaskedLM`, and those that classify sentences or tokens): a linear layer is [out, in]."""
 
 import dataclasses
 import json
@@ -51,7 +51,8 @@ LAYER = {
     "feed_forward/output": "output.dense",
 }
 NORMS = {"self_attention_norm": "attention.output.LayerNorm", "feed_forward_norm": "output.LayerNorm"}
-POOLER = "bert.pooler.dense.weight"
+POOLER = "bert.pooler.dense."
+LEVELS = {"BertForSequenceClassification": "sentence", "BertForTokenClassification": "token"}
 COPIES = {"cls.predictions.decoder.weight": "embedding/embedding", "cls.predictions.decoder.bias": "output_bias/bias"}
 """Tensors that some checkpoints have beside the one that they equal, and what they are here."""
 OF_TRAINING = ("cls.seq_relationship.", "bert.embeddings.position_ids")
@@ -102,13 +103,13 @@ def settings_of(config: EncoderConfig, labels: Sequence[str] = ()) -> dict[str, 
     require("BERT", switches(config), ALLOWED)
     if not config.num_types:
         raise UserError("model.num_types is 0; BERT has a table of types.")
-    what = "MaskedLM"
+    what = "BertForMaskedLM"
     if isinstance(config, ClassifierConfig):
-        what = "SequenceClassification" if config.level == "sentence" else "TokenClassification"
+        what = next(name for name, level in LEVELS.items() if level == config.level)
         require("BERT", switches(config), {"model.pooling": ("first",), "model.pooler": (config.level == "sentence",)})
     named = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     return {
-        "architectures": [f"BertFor{what}"],
+        "architectures": [what],
         "model_type": "bert",
         "vocab_size": config.vocab_size,
         "num_hidden_layers": config.num_layers,
@@ -223,15 +224,32 @@ def read_weights(folder: Path) -> Tensors:
 def describe(folder: Path, there: ReadMapping[str, Any]) -> Described:
     """What a folder of BERT holds."""
     tokenizer, _ = read_wordpiece(folder, there)
-    model = config_of(there, POOLER in read_weights(folder))
+    model = config_of(there, f"{POOLER}weight" in read_weights(folder))
     section = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
     settings = {"batching.length": min(model.max_length, 512)}
     return Described(model, section, lambda directory: save_text_tokenizer(tokenizer, directory), settings)
 
 
+def describe_classifier(folder: Path, there: ReadMapping[str, Any]) -> Described:
+    """What a folder of BERT that classifies holds."""
+    require("this project's classifier", there, {"problem_type": (None, "single_label_classification")})
+    found, level = describe(folder, there), next(LEVELS[name] for name in there["architectures"] if name in LEVELS)
+    named = there.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})  # two are not written
+    labels = tuple(named[number] for number in sorted(named, key=int))
+    encoder: dict[str, Any] = {**dataclasses.asdict(found.model), "pooler": level == "sentence"}
+    model = ClassifierConfig(**encoder, num_labels=len(labels), level=level, pooling="first")  # type: ignore[arg-type]
+    settings = {
+        "dataset.name": "labelled_files" if level == "sentence" else "column_files",
+        "batching.max_length": min(model.max_length, 512),
+    }
+    return found._replace(model=model, settings=settings, labels=labels)
+
+
 def load(folder: Path, there: ReadMapping[str, Any], model: EncoderConfig) -> tuple[EncoderConfig, Flat]:
     """The parameters of a folder of BERT."""
     tensors = read_weights(folder)
+    if isinstance(model, ClassifierConfig) and model.level == "token":  # which does not read the pooler that some have
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(POOLER)}
     numbers = read_wordpiece(folder, there)[1] if (folder / "vocab.txt").is_file() else None
     table = mapping(model, numbers)
     copies = [Pair(theirs, (ours,)) for theirs, ours in COPIES.items() if theirs in tensors]
@@ -239,4 +257,6 @@ def load(folder: Path, there: ReadMapping[str, Any], model: EncoderConfig) -> tu
 
 
 BERT = Format("bert", "masked_lm", lambda model: True, export, "bert", describe, load)
-BERT_CLASSIFIER = Format("bert", "classification", lambda model: True, export)
+BERT_CLASSIFIER = Format(
+    "bert", "classification", lambda model: True, export, "bert", describe_classifier, load, classes=tuple(LEVELS)
+)

@@ -33,12 +33,14 @@ class Described(NamedTuple):
       model: the hyperparameters.
       tokenizer: the config's section on it, as what `save_tokenizer` writes into a folder is.
       settings: further values of the config by dotted key.
+      labels: of a classifier, in the order of its outputs.
     """
 
     model: Any
     tokenizer: dict[str, Any]
     save_tokenizer: Callable[[Path], None]
     settings: dict[str, Any]
+    labels: tuple[str, ...] = ()
 
 
 class Format(NamedTuple):
@@ -48,7 +50,8 @@ class Format(NamedTuple):
       family, architecture: of the runs that it is for.
       suits: whether it is what one would want for a model's hyperparameters, where no format is named.
       export: what to write for an opened run.
-      model_type: of config.json there.
+      model_type, classes: of config.json there. A folder whose "architectures" name none of the classes that formats
+        have is for the first format of its model_type.
       describe: ``describe(folder, config.json)``; None in a format that is only written. Raises UserError for what
         this project's models cannot be.
       load: ``load(folder, config.json, model)`` gives the parameters by path, and the hyperparameters: those given, or
@@ -63,6 +66,7 @@ class Format(NamedTuple):
     describe: Callable[[Path, Mapping[str, Any]], Described] | None = None
     load: Callable[[Path, Mapping[str, Any], Any], tuple[Any, Flat]] | None = None
     architecture: str = "transformer"
+    classes: tuple[str, ...] = ()
 
 
 def require(what: str, values: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:

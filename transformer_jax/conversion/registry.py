@@ -34,10 +34,10 @@ def format_for_run(name: str | None, family: str, model: Any) -> Format:
 
 def format_of_folder(there: Mapping[str, Any], folder: Any) -> Format:
     """The format that a folder's ``config.json`` names. Raises: UserError when it is none that is read."""
-    readable = {found.model_type: found for found in FORMATS if found.describe is not None}
-    kind = there.get("model_type")
-    if kind not in readable:
-        raise UserError(
-            f"{folder}/config.json has model_type {kind!r}; what can be imported is {', '.join(sorted(readable))}."
-        )
-    return readable[kind]
+    readable = [found for found in FORMATS if found.describe is not None]
+    kind, classes = there.get("model_type"), there.get("architectures") or ()
+    own = [found for found in readable if found.model_type == kind]
+    if not own:
+        known = sorted({found.model_type for found in readable})
+        raise UserError(f"{folder}/config.json has model_type {kind!r}; what can be imported is {', '.join(known)}.")
+    return next((found for found in own if set(found.classes) & set(classes)), own[0])

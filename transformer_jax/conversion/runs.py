@@ -1,6 +1,7 @@
 """A run as a folder of another toolkit, and such a folder as a run."""
 
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
@@ -16,11 +17,13 @@ from transformer_jax.conversion.registry import format_for_run, format_of_folder
 from transformer_jax.conversion.tensors import SINGLE, read_json, write_tensors
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config, plain
+from transformer_jax.families.classification import LABELS
 from transformer_jax.run_directory import RunDirectory, write_json
 from transformer_jax.training.checkpoints import Checkpoints
 
 OWN = "transformer_jax"
-"""Folder beside the exported files: the run's config and tokenizers, with which an import is the same run again."""
+"""Folder beside the exported files: the run's config, tokenizers and labels, with which an import is the same run
+again."""
 IMPORTED = "imported.json"
 """In a run that was imported: of what."""
 
@@ -53,6 +56,8 @@ def export_run(run: Run, folder: str | Path, name: str | None = None) -> Written
             (made / OWN).mkdir()
             write_json(made / OWN / "config.json", run.directory.config)
             shutil.copytree(run.directory.tokenizer, made / OWN / "tokenizer")
+            if (run.directory.path / LABELS).exists():
+                shutil.copy(run.directory.path / LABELS, made / OWN)
         files = sorted(str(file.relative_to(made)) for file in made.rglob("*") if file.is_file())
     return Written(found.name, files, bundle.notes)
 
@@ -72,7 +77,7 @@ def import_folder(folder: str | Path, workdir: str | Path, default: Callable[[st
     there = read_json(folder / "config.json")
     found = format_of_folder(there, folder)
     try:
-        mapping, save, params = (
+        mapping, save, labels, params = (
             _own(found, folder, there)
             if (folder / OWN).is_dir()
             else _read(found, folder, there, default(found.family))
@@ -82,24 +87,28 @@ def import_folder(folder: str | Path, workdir: str | Path, default: Callable[[st
     parse_config(mapping)
     with _whole(workdir) as made, RunDirectory.create_or_resume(made, mapping) as run:
         save(run.tokenizer)
+        if labels:
+            write_json(run.path / LABELS, labels)
         write_json(run.path / IMPORTED, {"folder": str(folder.absolute()), "format": found.name})
         with Checkpoints(run.checkpoints) as checkpoints:
             checkpoints.save(0, {"params": unflatten(params)}, {}, {})
     return found.family
 
 
-Read = tuple[dict[str, Any], Callable[[Path], Any], Flat]
-"""The config, what writes the tokenizers into a folder, the parameters."""
+Read = tuple[dict[str, Any], Callable[[Path], Any], list[str], Flat]
+"""The config, what writes the tokenizers into a folder, the labels of a classifier, the parameters."""
 
 
 def _own(found: Format, folder: Path, there: dict[str, Any]) -> Read:
     """A folder that `export_run` wrote, whose weights may have been trained since."""
     mapping = read_json(folder / OWN / "config.json")
-    model = model_of(parse_config(mapping), folder / OWN / "tokenizer")
+    file = folder / OWN / LABELS
+    labels = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    model = model_of(parse_config(mapping), folder / OWN / "tokenizer", len(labels))
     assert found.load is not None
     model, params = found.load(folder, there, model)
     mapping["model"] |= _section(model)
-    return mapping, lambda directory: shutil.copytree(folder / OWN / "tokenizer", directory), params
+    return mapping, lambda directory: shutil.copytree(folder / OWN / "tokenizer", directory), labels, params
 
 
 def _read(found: Format, folder: Path, there: dict[str, Any], default: Any) -> Read:
@@ -115,16 +124,17 @@ def _read(found: Format, folder: Path, there: dict[str, Any], default: Any) -> R
     for key, value in described.settings.items():
         section, name = key.split(".")
         mapping[section][name] = value
-    return mapping, described.save_tokenizer, params
+    return mapping, described.save_tokenizer, list(described.labels), params
 
 
 def _section(model: Any) -> dict[str, Any]:
-    """A model's hyperparameters as a config has them: without the vocabularies, which tokenizers give."""
-    return {name: value for name, value in dataclasses.asdict(model).items() if not name.endswith("vocab_size")}
+    """A model's hyperparameters as a config has them: without those that tokenizers and labels give."""
+    given = ("vocab_size", "num_labels")
+    return {name: value for name, value in dataclasses.asdict(model).items() if not name.endswith(given)}
 
 
-def model_of(config: Any, tokenizer: Path) -> Any:
-    """The hyperparameters of a config's model with the tokenizers of a folder."""
+def model_of(config: Any, tokenizer: Path, num_labels: int) -> Any:
+    """The hyperparameters of a config's model with the tokenizers of a folder and, of a classifier, its labels."""
     if config.family == "translation":
         from transformer_jax.data.tokenizers import load_tokenizers
         from transformer_jax.families.translation import make_model
@@ -136,6 +146,10 @@ def model_of(config: Any, tokenizer: Path) -> Any:
         from transformer_jax.families import masked_lm
 
         return masked_lm.model_config(config, ids_with_mask(load_text_tokenizer(tokenizer)))
+    if config.family == "classification":
+        from transformer_jax.families import classification
+
+        return classification.model_config(config, ids_with_mask(load_text_tokenizer(tokenizer)), num_labels)
     from transformer_jax.families.language_model import model_config
 
     return model_config(config, load_text_tokenizer(tokenizer).vocab_size)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -192,7 +192,7 @@ def read_movie_reviews(folder: Path) -> dict[str, Labelled]:
 
 def _read_tfds(config: LabelledDatasetConfig) -> dict[str, Labelled]:
     builder = open_tfds(config.name, config.path, OWN)
-    features = builder.info.features or {}
+    features: dict[str, Any] = dict((builder.info.features or {}).items())  # TFDS's own has no get
     for name in (*config.texts, config.label):
         wanted = tfds.features.ClassLabel if name == config.label else tfds.features.Text
         if not isinstance(features.get(name), wanted):
