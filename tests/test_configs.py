@@ -29,6 +29,8 @@ ALL = [
     "multi30k.py:lstm",
     *(f"long_range.py:{task}/transformer" for task in TASKS),
     *(f"long_range.py:reverse/{network}" for network in ("lstm", "lstm_attention")),
+    "tatoeba.py:small",
+    "tatoeba.py:gpu",
     "phrases.py",
     "parallel_text.py",
 ]
