@@ -50,6 +50,13 @@ def define_decoding_flags() -> None:
     flags.DEFINE_float("min_p", None, "sampling: among tokens at least this likely, relative to the likeliest")
 
 
+def define_ensemble() -> flags.FlagHolder[list[str]]:
+    """Declares --ensemble, for `transformer_jax.analysis.ensemble.open_ensemble`."""
+    return flags.DEFINE_list(
+        "ensemble", [], "translation: other runs whose probabilities are averaged with RUN's; RUN or RUN@CHECKPOINT"
+    )
+
+
 def decoding_overrides(config: Any) -> dict[str, Any]:
     """The settings that were given, as `Run.evaluate` and `TranslationRun.translator` take them.
 
