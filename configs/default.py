@@ -206,5 +206,7 @@ def get_config() -> ConfigDict:
     config.decoding.sampling.top_k = 0
     config.decoding.sampling.top_p = 1.0
     config.decoding.sampling.min_p = 0.0
+    config.decoding.rerank = "none"  # minimum Bayes risk, among the candidates: "chrf" or "bleu"
+    config.decoding.candidates = 1
 
     return config

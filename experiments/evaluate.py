@@ -4,6 +4,7 @@
     python experiments/evaluate.py runs/multi30k-tiny --split=validation --checkpoint=average:8 --beam_size=1
     python experiments/evaluate.py runs/a --files=news.en,news.de           # or one TSV file
     python experiments/evaluate.py runs/a --ensemble=runs/b,runs/c          # probabilities averaged token by token
+    python experiments/evaluate.py runs/a --method=sample --rerank=chrf --candidates=32        # minimum Bayes risk
     python experiments/evaluate.py runs/shakespeare --split=validation --stride=1      # a language model
 
 What is measured depends on the family: BLEU of translations, perplexity and bits per byte of text. Settings that are
@@ -21,7 +22,7 @@ FILES = flags.DEFINE_string(
     "files", None, "instead of a split: SOURCE,REFERENCE line-aligned, or PAIRS.tsv, or texts; plain or .gz"
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
-ENSEMBLE = define_ensemble()
+ENSEMBLE, POOL = define_ensemble()
 DISTRIBUTED = command_line.define_distributed()
 STRIDE = flags.DEFINE_integer("stride", None, "language models: tokens by which windows advance", lower_bound=1)
 define_decoding_flags()
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> None:
     from transformer_jax.training.loop import enable_compilation_cache
 
     distributed.start(DISTRIBUTED.value)
-    run = open_ensemble(arguments[0], CHECKPOINT.value, ENSEMBLE.value)
+    run = open_ensemble(arguments[0], CHECKPOINT.value, ENSEMBLE.value, POOL.value)
     enable_compilation_cache()
     windows = {"stride": STRIDE.value} if STRIDE.value else {}
     record, text = run.evaluate(SPLIT.value, FILES.value, **decoding_overrides(run.config), **windows)

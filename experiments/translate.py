@@ -23,7 +23,7 @@ from transformer_jax.host import prepare_cpu
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
 OUTPUT = flags.DEFINE_string("output", None, "file to write; standard output if not given")
 SCORES = flags.DEFINE_bool("scores", False, "write scores with the text")
-ENSEMBLE = define_ensemble()
+ENSEMBLE, POOL = define_ensemble()
 DISTRIBUTED = command_line.define_distributed()
 define_decoding_flags()
 flags.adopt_module_key_flags(decoding_flags)
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
     if not files and distributed.several():
         raise UserError("With several processes each must read the same lines: name a FILE that all of them see.")
     lines = read_lines(files, sys.stdin.buffer)
-    run = open_ensemble(path, CHECKPOINT.value, ENSEMBLE.value)
+    run = open_ensemble(path, CHECKPOINT.value, ENSEMBLE.value, POOL.value)
     require_family("translation", run.config)
     enable_compilation_cache()
     translator = run.translator(**decoding_overrides(run.config))

@@ -81,6 +81,19 @@ def test_an_ensemble_is_evaluated_under_the_name_of_all_its_runs(trained):
     assert (mean < own.max(axis=0)).all()
 
 
+def test_candidates_of_several_checkpoints_are_chosen_from(trained):
+    words = [f"--ensemble={trained}@20", "--method=sample", "--rerank=chrf", "--candidates=3"]
+    done = command("evaluate", trained, "--pool", *words)
+    assert done.returncode == 0, done.stderr
+    assert "ensemble of 2" in done.stdout
+    assert "sample, 3 candidates by expected chrf" in done.stdout
+    record = json.loads(Path(done.stdout.rpartition("record: ")[2].strip()).read_text())
+    assert (record["pooled"], record["decoding"]["candidates"]) == (True, 3)
+    done = command("translate", trained, "--pool", f"--ensemble={trained}@20", text="one\n")
+    assert done.returncode == 2
+    assert "decoding.rerank, which is 'none'" in done.stderr
+
+
 def test_runs_that_cannot_be_an_ensemble_are_named(data, trained, tmp_path):
     other = tmp_path / "other"
     assert train(

@@ -12,6 +12,7 @@ from transformer_jax.analysis.capture import Inputs
 from transformer_jax.analysis.run import load_run, require_family
 from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.decoding.ensemble import EnsembleDecoder, mean_log_probs
+from transformer_jax.decoding.minimum_risk import Pool
 from transformer_jax.errors import UserError
 from transformer_jax.models.seq2seq import Seq2Seq
 
@@ -21,14 +22,16 @@ class EnsembleModel:
     """What translating and scoring ask of a `Seq2Seq`, for several of them; parameters are a tuple, one for each."""
 
     models: tuple[Seq2Seq, ...]
+    pool: bool
 
     def apply(self, variables: Mapping[str, Any], source: Array, target: Array) -> Array:
         """log of the mean probability, float32[B, T, V]: logits as those of one model."""
         parts = zip(self.models, variables["params"], strict=True)
         return mean_log_probs([model.apply({"params": own}, source, target) for model, own in parts])
 
-    def incremental(self) -> EnsembleDecoder:
-        return EnsembleDecoder(tuple(model.incremental() for model in self.models))
+    def incremental(self) -> EnsembleDecoder | Pool:
+        models = tuple(model.incremental() for model in self.models)
+        return Pool(models) if self.pool else EnsembleDecoder(models)
 
 
 class EnsembleRun(TranslationRun):
@@ -36,11 +39,15 @@ class EnsembleRun(TranslationRun):
 
     The first one's settings decode, and its directory keeps the records, which name all.
 
+    Args:
+      pool: each finds candidates of its own, which decoding.rerank chooses from, instead of a search with averaged
+        probabilities.
     Raises: UserError when there are not at least two, when their languages or vocabularies differ, or when one's model
       is too short for the settings.
     """
 
-    def __init__(self, members: Sequence[TranslationRun]) -> None:
+    def __init__(self, members: Sequence[TranslationRun], pool: bool = False) -> None:
+        self.pool = pool
         if len(members) < 2:
             raise UserError(f"An ensemble has at least two members; {len(members)} given.")
         first, *others = self.members = tuple(members)
@@ -69,7 +76,7 @@ class EnsembleRun(TranslationRun):
     @cached_property
     def model(self) -> Any:
         """An `EnsembleModel`."""
-        return EnsembleModel(tuple(run.model for run in self.members))
+        return EnsembleModel(tuple(run.model for run in self.members), self.pool)
 
     @cached_property
     def params(self) -> tuple[Any, ...]:
@@ -84,14 +91,17 @@ class EnsembleRun(TranslationRun):
         return self.points
 
 
-def open_ensemble(path: str | Path, checkpoint: str, others: Sequence[str]) -> Any:
+def open_ensemble(path: str | Path, checkpoint: str, others: Sequence[str], pool: bool = False) -> Any:
     """A run and others as one; the run alone, of whatever family, when there are no others.
 
     Args:
       others: RUN, with the same choice of checkpoint, or RUN@CHECKPOINT.
+      pool: as for `EnsembleRun`.
     Raises: UserError as `load_run` and `EnsembleRun`.
     """
     run = load_run(path, checkpoint)
+    if pool and not others:
+        raise UserError("--pool puts the candidates of several runs together; name the others with --ensemble.")
     if not others:
         return run
     members = [run]
@@ -100,4 +110,4 @@ def open_ensemble(path: str | Path, checkpoint: str, others: Sequence[str]) -> A
         members.append(load_run(folder, choice) if at else load_run(other, checkpoint))
     for member in members:
         require_family("translation", member.config)
-    return EnsembleRun(members)
+    return EnsembleRun(members, pool)

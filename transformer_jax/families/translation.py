@@ -130,7 +130,7 @@ class TranslationEvaluator:
         self._translator: Translator | None = None
         if config.evaluation.decode != "none":
             method = config.evaluation.decode
-            decoding = dataclasses.replace(config.decoding, method=method, n_best=1)
+            decoding = dataclasses.replace(config.decoding, method=method, n_best=1, rerank="none", candidates=1)
             self._translator = Translator(task.model.incremental(), None, tokenizers, decoding, mesh)
 
     def __call__(self, params: Any) -> Iterator[tuple[str, float]]:
