@@ -78,6 +78,11 @@ class TranslationConfig(RunConfig):
                 "makes two vocabularies; set tokenizer.joint=True, or model.tie_embeddings to 'target_output' or "
                 "'none'."
             )
+        if self.dataset.bidirectional and not tokenizer.joint:
+            raise UserError(
+                "dataset.bidirectional=True reads and writes both languages, but tokenizer.joint=False makes two "
+                "vocabularies; set tokenizer.joint=True."
+            )
         model = model_config(self, tokenizer.vocab_size, tokenizer.vocab_size)
         for section, name in (
             ("batching", "max_length"),
