@@ -153,6 +153,7 @@ def get_config() -> ConfigDict:
     config.dataset.test = ""
     config.dataset.max_length_ratio = 9.0
     config.dataset.max_characters = 2000
+    config.dataset.bidirectional = False  # training pairs the other way round too, for a run that another starts from
 
     config.tokenizer = ConfigDict()
     config.tokenizer.kind = "bpe"
@@ -207,5 +208,7 @@ def get_config() -> ConfigDict:
     config.decoding.sampling.top_k = 0
     config.decoding.sampling.top_p = 1.0
     config.decoding.sampling.min_p = 0.0
+    config.decoding.rerank = "none"  # minimum Bayes risk, among the candidates: "chrf" or "bleu"
+    config.decoding.candidates = 1
 
     return config

@@ -21,7 +21,7 @@ NAMES = (
     "batch_size",
     "seed",
 )
-IMAGES = ("guidance", "candidates", "rerank")
+RERANKED = ("candidates", "rerank")  # of translations and of images
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -42,12 +42,26 @@ def define_decoding_flags() -> None:
     flags.DEFINE_integer("batch_size", None, "sentences decoded at a time", lower_bound=1)
     flags.DEFINE_integer("seed", None, "of samples")
     flags.DEFINE_float("guidance", None, "text to image: scale of classifier-free guidance; 1: none")
-    flags.DEFINE_integer("candidates", None, "text to image: drawn for each caption, n_best are kept")
-    flags.DEFINE_enum("rerank", None, ["none", "likelihood", "caption"], "text to image: which of them are kept")
+    flags.DEFINE_integer("candidates", None, "translation and text to image: found for each line, n_best are kept")
+    flags.DEFINE_enum(
+        "rerank",
+        None,
+        ["none", "chrf", "bleu", "likelihood", "caption"],
+        "which of them are kept: translations by expected chrf or bleu (minimum Bayes risk), images by the others",
+    )
     flags.DEFINE_float("temperature", None, "sampling: divides the logits")
     flags.DEFINE_integer("top_k", None, "sampling: among the likeliest k tokens; 0: all", lower_bound=0)
     flags.DEFINE_float("top_p", None, "sampling: among the likeliest tokens that make up this probability")
     flags.DEFINE_float("min_p", None, "sampling: among tokens at least this likely, relative to the likeliest")
+
+
+def define_ensemble() -> tuple[flags.FlagHolder[list[str]], flags.FlagHolder[bool]]:
+    """Declares --ensemble and --pool, for `transformer_jax.analysis.ensemble.open_ensemble`."""
+    return flags.DEFINE_list(
+        "ensemble", [], "translation: other runs whose probabilities are averaged with RUN's; RUN or RUN@CHECKPOINT"
+    ), flags.DEFINE_bool(
+        "pool", False, "with --ensemble: put the runs' candidates together for --rerank instead of averaging"
+    )
 
 
 def decoding_overrides(config: Any) -> dict[str, Any]:
@@ -57,7 +71,7 @@ def decoding_overrides(config: Any) -> dict[str, Any]:
     Raises: UserError for a setting when the run's family decodes nothing.
     """
     values = flags.FLAGS.flag_values_dict()
-    given = {name: values[name] for name in (*NAMES, *IMAGES) if values[name] is not None}
+    given = {name: values[name] for name in (*NAMES, "guidance", *RERANKED) if values[name] is not None}
     changed = {name: values[name] for name in SAMPLING if values[name] is not None}
     if not given and not changed:
         return {}
@@ -65,7 +79,9 @@ def decoding_overrides(config: Any) -> dict[str, Any]:
         raise UserError(
             f"--{next(iter(given | changed))} is about decoding, but a {config.family} run decodes nothing."
         )
-    for name in given:
-        if name in IMAGES and config.family != "text_to_image":
-            raise UserError(f"--{name} is for text_to_image, but this run is of the family {config.family}.")
+    for names, families in ((("guidance",), ("text_to_image",)), (RERANKED, ("translation", "text_to_image"))):
+        for name in names:
+            if name in given and config.family not in families:
+                wanted = " and ".join(families)
+                raise UserError(f"--{name} is for {wanted}, but this run is of the family {config.family}.")
     return given | ({"sampling": dataclasses.replace(config.decoding.sampling, **changed)} if changed else {})

@@ -3,6 +3,8 @@
     python experiments/evaluate.py runs/multi30k-tiny                       # the test split
     python experiments/evaluate.py runs/multi30k-tiny --split=validation --checkpoint=average:8 --beam_size=1
     python experiments/evaluate.py runs/a --files=news.en,news.de           # or one TSV file
+    python experiments/evaluate.py runs/a --ensemble=runs/b,runs/c          # probabilities averaged token by token
+    python experiments/evaluate.py runs/a --method=sample --rerank=chrf --candidates=32        # minimum Bayes risk
     python experiments/evaluate.py runs/shakespeare --split=validation --stride=1      # a language model
 
 What is measured depends on the family: BLEU of translations, perplexity and bits per byte of text. Settings that are
@@ -12,7 +14,7 @@ not given are the run's own.
 from absl import flags
 
 from experiments import command_line
-from experiments.decoding_flags import decoding_overrides, define_decoding_flags
+from experiments.decoding_flags import decoding_overrides, define_decoding_flags, define_ensemble
 from transformer_jax.host import prepare_cpu
 
 SPLIT = flags.DEFINE_string("split", "test", "train, validation or test")
@@ -20,6 +22,7 @@ FILES = flags.DEFINE_string(
     "files", None, "instead of a split: SOURCE,REFERENCE line-aligned, or PAIRS.tsv, or texts; plain or .gz"
 )
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
+ENSEMBLE, POOL = define_ensemble()
 DISTRIBUTED = command_line.define_distributed()
 STRIDE = flags.DEFINE_integer("stride", None, "language models: tokens by which windows advance", lower_bound=1)
 define_decoding_flags()
@@ -28,11 +31,11 @@ define_decoding_flags()
 def main(arguments: list[str]) -> None:
     prepare_cpu()
     from transformer_jax import distributed
-    from transformer_jax.analysis.run import load_run
+    from transformer_jax.analysis.ensemble import open_ensemble
     from transformer_jax.training.loop import enable_compilation_cache
 
     distributed.start(DISTRIBUTED.value)
-    run = load_run(arguments[0], CHECKPOINT.value)
+    run = open_ensemble(arguments[0], CHECKPOINT.value, ENSEMBLE.value, POOL.value)
     enable_compilation_cache()
     windows = {"stride": STRIDE.value} if STRIDE.value else {}
     record, text = run.evaluate(SPLIT.value, FILES.value, **decoding_overrides(run.config), **windows)

@@ -4,6 +4,7 @@
     python experiments/translate.py runs/multi30k-tiny < news.en > news.de
     python experiments/translate.py runs/multi30k-tiny --n_best=5 --checkpoint=average:8      # type, Ctrl-D
     to leave
+    python experiments/translate.py runs/a news.en --ensemble=runs/b,runs/a@1200 --output=news.de
 
 The output has a line for each line of the input, empty ones included. With --n_best above 1, or --scores, it
 has rows of line number, score, log-probability and text. Decoding settings that are not given are the run's
@@ -15,13 +16,14 @@ import sys
 from absl import flags
 
 from experiments import command_line, decoding_flags
-from experiments.decoding_flags import decoding_overrides, define_decoding_flags
+from experiments.decoding_flags import decoding_overrides, define_decoding_flags, define_ensemble
 from transformer_jax.errors import UserError
 from transformer_jax.host import prepare_cpu
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, a step, average:N or ema")
 OUTPUT = flags.DEFINE_string("output", None, "file to write; standard output if not given")
 SCORES = flags.DEFINE_bool("scores", False, "write scores with the text")
+ENSEMBLE, POOL = define_ensemble()
 DISTRIBUTED = command_line.define_distributed()
 define_decoding_flags()
 flags.adopt_module_key_flags(decoding_flags)
@@ -30,7 +32,8 @@ flags.adopt_module_key_flags(decoding_flags)
 def main(arguments: list[str]) -> None:
     prepare_cpu()
     from transformer_jax import distributed
-    from transformer_jax.analysis.run import load_run, require_family
+    from transformer_jax.analysis.ensemble import open_ensemble
+    from transformer_jax.analysis.run import require_family
     from transformer_jax.decoding.lines import interact, open_output, read_lines, translate_lines
     from transformer_jax.training.loop import enable_compilation_cache
 
@@ -39,7 +42,7 @@ def main(arguments: list[str]) -> None:
     if not files and distributed.several():
         raise UserError("With several processes each must read the same lines: name a FILE that all of them see.")
     lines = read_lines(files, sys.stdin.buffer)
-    run = load_run(path, CHECKPOINT.value)
+    run = open_ensemble(path, CHECKPOINT.value, ENSEMBLE.value, POOL.value)
     require_family("translation", run.config)
     enable_compilation_cache()
     translator = run.translator(**decoding_overrides(run.config))

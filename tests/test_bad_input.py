@@ -64,6 +64,10 @@ def test_misspelt_key_and_wrong_type_in_a_config_of_python(data, tmp_path):
     [
         ({"model__num_heads": 3}, ["d_model=16", "num_heads=3", "1, 2, 4, 8, 16"]),
         ({"tokenizer__joint": False}, ["model.tie_embeddings='all'", "tokenizer.joint=True"]),
+        (
+            {"tokenizer__joint": False, "model__tie_embeddings": "none", "dataset__bidirectional": True},
+            ["dataset.bidirectional=True", "tokenizer.joint=True"],
+        ),
         ({"evaluation__decode": "none"}, ["evaluation.metric='bleu'", "evaluation.decode"]),
         ({"evaluation__weights": "ema"}, ["evaluation.weights='ema'", "training.ema_decay"]),
         ({"evaluation__average": 9}, ["evaluation.average=9", "checkpoints.keep_latest"]),

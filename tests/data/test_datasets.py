@@ -82,6 +82,23 @@ def test_filters_drop_and_count_in_training_and_only_count_elsewhere(tmp_path):
         load_dataset(config(path=str(tmp_path), **names, max_characters=1))
 
 
+def test_training_pairs_can_be_there_in_both_directions(tmp_path):
+    """Of training alone; filters have counted each pair once."""
+    names = {split: write_pairs(tmp_path, split, [*PAIRS, ("", "leer")]) for split in ("train", "validation")}
+    plain, both = (load_dataset(config(path=str(tmp_path), bidirectional=b, **names)) for b in (False, True))
+    train = pickle.loads(pickle.dumps(both.splits["train"]))
+    assert list(train) == [*PAIRS, *((target, source) for source, target in PAIRS)]
+    assert list(zip(*train.texts(), strict=True)) == list(train)
+    assert len(train) == 100
+    assert train.record(57) == train.record(7) == {"source": PAIRS[7][0], "target": PAIRS[7][1]}
+    for index in (-1, 100):
+        with pytest.raises(IndexError):
+            train[index]
+    assert list(both.splits["validation"]) == list(plain.splits["validation"])
+    assert both.report == {**plain.report, "train": {**plain.report["train"], "pairs": 100}}
+    assert both.digest != plain.digest
+
+
 def test_digest_is_of_the_text_alone(tmp_path):
     train = write_pairs(tmp_path / "a", "train", PAIRS)
     digest = load_dataset(config(path=str(tmp_path / "a"), train=train)).digest

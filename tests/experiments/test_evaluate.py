@@ -1,6 +1,8 @@
 """What is done with a finished run: scored, translated with, opened in Python."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from tests.experiments.commands import command
 from tests.made_files import FULL, tiny_config, write_pairs
+from transformer_jax.analysis.ensemble import EnsembleRun
 from transformer_jax.analysis.run import load_run
 from transformer_jax.errors import UserError
 from transformer_jax.training.loop import train
@@ -52,6 +55,61 @@ def test_evaluate_writes_a_record_and_the_translations(data, trained):
     assert done.returncode == 0, done.stderr
     (again,) = (trained / "scores").glob("files-average2-*.json")
     assert json.loads(again.read_text())["scores"] == record["scores"]
+
+
+def test_an_ensemble_is_evaluated_under_the_name_of_all_its_runs(trained):
+    """Of a run with itself it is the run; of two checkpoints it is another one, as it is in Python."""
+    alone, _ = load_run(trained).evaluate("test", None)
+    done = command("evaluate", trained, f"--ensemble={trained}")
+    assert done.returncode == 0, done.stderr
+    assert "ensemble of 2" in done.stdout
+    record = json.loads(Path(done.stdout.rpartition("record: ")[2].strip()).read_text())
+    assert record["ensemble"] == [{"run": str(trained), "checkpoint": alone["checkpoint"]}] * 2
+    assert record["scores"]["bleu"] == alone["scores"]["bleu"]
+    assert record["scores"]["perplexity"] == pytest.approx(alone["scores"]["perplexity"], rel=1e-4)
+    done = command("translate", trained, f"--ensemble={trained}@20,{trained}@40", "--scores", text="one two three\n")
+    assert done.returncode == 0, done.stderr
+    members = [load_run(trained), load_run(trained, "20"), load_run(trained, "40")]
+    ensemble = EnsembleRun(members)
+    ((found,),) = ensemble.translator().stream(["one two three"])
+    assert done.stdout == f"1\t{found.score:.4f}\t{found.log_prob:.4f}\t{found.text}\n"
+    # Token by token log of the mean: at least the mean of the logs, at most the largest.
+    pair = [[ensemble.tokenizers.source.encode(["one two three"])[0]]] * 2
+    own = np.stack([member.token_log_probs(*pair)[0] for member in members])
+    mean = ensemble.token_log_probs(*pair)[0]
+    assert (own.mean(axis=0) < mean).all()
+    assert (mean < own.max(axis=0)).all()
+
+
+def test_candidates_of_several_checkpoints_are_chosen_from(trained):
+    words = [f"--ensemble={trained}@20", "--method=sample", "--rerank=chrf", "--candidates=3"]
+    done = command("evaluate", trained, "--pool", *words)
+    assert done.returncode == 0, done.stderr
+    assert "ensemble of 2" in done.stdout
+    assert "sample, 3 candidates by expected chrf" in done.stdout
+    record = json.loads(Path(done.stdout.rpartition("record: ")[2].strip()).read_text())
+    assert (record["pooled"], record["decoding"]["candidates"]) == (True, 3)
+    done = command("translate", trained, "--pool", f"--ensemble={trained}@20", text="one\n")
+    assert done.returncode == 2
+    assert "decoding.rerank, which is 'none'" in done.stderr
+
+
+def test_runs_that_cannot_be_an_ensemble_are_named(data, trained, tmp_path):
+    other = tmp_path / "other"
+    assert train(
+        tiny_config(data, **{**FULL, "tokenizer__vocab_size": 70, "training__total_steps": 20}), other
+    ).finished
+    run = load_run(trained)
+    with pytest.raises(UserError, match="different vocabularies"):
+        EnsembleRun([run, load_run(other)])
+    turned = load_run(trained)
+    turned.config = replace(turned.config, dataset=replace(turned.config.dataset, source_language="fr"))
+    with pytest.raises(UserError, match="translates fr-de"):
+        EnsembleRun([run, turned])
+    with pytest.raises(UserError, match="at least two members; 1 given"):
+        EnsembleRun([run])
+    with pytest.raises(UserError, match="capture and intervene in its members"):
+        EnsembleRun([run, run]).capture(["one"], ["eins"])
 
 
 def test_evaluate_refuses_what_is_not_there(data, trained, tmp_path):

@@ -132,6 +132,7 @@ def test_the_best_of_several_candidates(runs):
         ({"n_best": 3, "candidates": 2}, "n_best is 3.*candidates, 2"),
         ({"beams": 2}, "no setting 'beams'"),
         ({"method": "greedy", "n_best": 2}, "n_best"),
+        ({"rerank": "chrf"}, "rerank is 'chrf'"),
     ):
         with pytest.raises(UserError, match=message):
             run.generate(CAPTIONS, **settings)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from transformer_jax.analysis.ensemble import EnsembleRun
 from transformer_jax.analysis.run import Run
 from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.distributed import is_main
@@ -109,16 +110,26 @@ def _begin(
 
 
 def begin_record(run: Run, data: dict[str, Any], settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What an evaluation is of: its name, and a record of the data, the checkpoint and the settings."""
+    """What an evaluation is of: its name, and a record of the data, the checkpoint and the settings.
+
+    Of an ensemble, "ensemble" has the directory and the checkpoint of each member, the first included; "pooled" says
+    whether their candidates were put together instead of their probabilities averaged.
+    """
+    record: dict[str, Any] = {"data": data, "checkpoint": _checkpoint(run), **settings}
+    if isinstance(run, EnsembleRun):
+        record["ensemble"] = [{"run": str(one.directory.path), "checkpoint": _checkpoint(one)} for one in run.members]
+        record["pooled"] = run.pool
+    return f"{data['split']}-{run.checkpoint.replace(':', '')}-{_digest(record)}", record
+
+
+def _checkpoint(run: Run) -> dict[str, Any]:
     record: dict[str, Any] = {
-        "data": data,
-        "checkpoint": {"choice": run.checkpoint, "steps": run.steps, "weights": run.config.evaluation.weights},
-        **settings,
+        "choice": run.checkpoint,
+        "steps": run.steps,
+        "weights": run.config.evaluation.weights,
     }
     average = run.directory.path / AVERAGED
-    if average.is_file():
-        record["checkpoint"]["averaged"] = json.loads(average.read_text())
-    return f"{data['split']}-{run.checkpoint.replace(':', '')}-{_digest(record)}", record
+    return record | ({"averaged": json.loads(average.read_text())} if average.is_file() else {})
 
 
 def finish_record(run: Run, name: str, record: dict[str, Any]) -> dict[str, Any]:
@@ -175,13 +186,22 @@ def format_scores(record: dict[str, Any], of: str) -> str:
     return "\n".join([head, *(f"{name:<16} {value:9.4f}" for name, value in record["scores"].items())])
 
 
+def found_by(decoding: dict[str, Any]) -> str:
+    """The method of a record, with what it chose from."""
+    text = f"{decoding['method']} {decoding['beam_size']}" if decoding["method"] == "beam" else decoding["method"]
+    if decoding["rerank"] == "none":
+        return text
+    return f"{text}, {decoding['candidates']} candidates by expected {decoding['rerank']}"
+
+
 def format_record(record: dict[str, Any]) -> str:
     """The record for a terminal."""
     scores, decoding = record["scores"], record["decoding"]
+    members = record.get("ensemble", ())
     lines = [
         f"{record['data']['sentences']} sentences of {record['data']['split']}, "
-        f"checkpoint {record['checkpoint']['choice']} "
-        f"(steps {record['checkpoint']['steps']}), {decoding['method']} {decoding['beam_size']}, "
+        f"{f'ensemble of {len(members)}, ' if members else ''}checkpoint {record['checkpoint']['choice']} "
+        f"(steps {record['checkpoint']['steps']}), {found_by(decoding)}, "
         f"{record['translation_seconds']:.1f} s",
         f"BLEU (cased)                   {scores['bleu']:6.2f}   {scores['bleu_signature']}",
         f"chrF2                          {scores['chrf']:6.2f}   {scores['chrf_signature']}",

@@ -22,6 +22,8 @@ from transformer_jax.errors import UserError
 from transformer_jax.families.translation import TranslationConfig, make_model
 from transformer_jax.models.seq2seq import Seq2Seq
 
+SEARCH_ALONE = {"rerank": "none", "candidates": 1}
+
 
 class TranslationRun(Run):
     """What `load_run` gives for the family "translation"."""
@@ -86,11 +88,15 @@ class TranslationRun(Run):
         return 0 if of_source or memory else 1, columns
 
     def search(self, lines: Sequence[str], **overrides: Any) -> list[list[Hypothesis]]:
-        translator = self.translator(**overrides) if overrides else self._translator
+        """As `Run.search`; the search's own ranking, whatever decoding.rerank makes of it in `translator`."""
+        translator = self.translator(**{**SEARCH_ALONE, **overrides})
         return translator.decoder.decode(self.params, self.tokenizers.source.encode(listed(lines)))
 
     def trace(self, line: str, **overrides: Any) -> Trace:
-        decoder, (source,) = self.translator(**overrides).decoder, self.tokenizers.source.encode([line])
+        decoder, (source,) = (
+            self.translator(**{**SEARCH_ALONE, **overrides}).decoder,
+            self.tokenizers.source.encode([line]),
+        )
         return trace(decoder.search, self.params, source, decoder.config)
 
     def hypothesis_inputs(self, line: str, outputs: Sequence[list[int]]) -> Inputs:

@@ -39,6 +39,8 @@ class DatasetConfig:
       max_length_ratio: training pairs with one side more than this many times longer than the other, in
         characters, are left out.
       max_characters: training pairs with a side longer than this are left out.
+      bidirectional: each training pair is there the other way round too (Ding et al. 2021): for pretraining a run that
+        another starts from. Needs one vocabulary for both languages.
     """
 
     name: str
@@ -50,6 +52,7 @@ class DatasetConfig:
     test: str
     max_length_ratio: float
     max_characters: int
+    bidirectional: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -123,6 +126,10 @@ def load_dataset(config: DatasetConfig) -> Dataset:
             f"{config.name}: the filters leave no training pair of {report['train']['dropped']} "
             f"({report['train']}): check dataset.max_length_ratio and dataset.max_characters"
         )
+    if config.bidirectional:
+        splits["train"] = BothWays(splits["train"])
+        report["train"] = report["train"] | {"pairs": len(splits["train"])}
+        digest.update(b"bidirectional\n")
     return Dataset(splits, digest.hexdigest(), report)
 
 
@@ -195,6 +202,32 @@ class Selected:
     def texts(self) -> tuple[list[str], list[str]]:
         sources, targets = self.records.texts()
         return [sources[i] for i in self.kept], [targets[i] for i in self.kept]
+
+
+@dataclass(frozen=True)
+class BothWays:
+    """The pairs of `pairs`, then the same from target to source: a `PairSource`."""
+
+    pairs: PairSource
+
+    def __len__(self) -> int:
+        return 2 * len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        source, target = self.pairs[index % len(self.pairs)]
+        return (source, target) if index < len(self.pairs) else (target, source)
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The example as the dataset has it, whichever way round the pair is."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        return self.pairs.record(index % len(self.pairs))
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        sources, targets = self.pairs.texts()
+        return sources + targets, targets + sources
 
 
 @dataclass(frozen=True)

@@ -175,12 +175,12 @@ def drain_on_mesh(
 def make_search(model: Decodable, config: DecodingConfig) -> Search:
     """The search that the configuration names."""
     if config.method == "sample":
-        return Sampling(model, config.sampling, config.n_best, config.min_length)
+        return Sampling(model, config.sampling, config.num_hypotheses, config.min_length)
     greedy = config.method == "greedy"
     return BeamSearch(
         model,
         beam_size=1 if greedy else config.beam_size,
-        num_hypotheses=config.n_best,
+        num_hypotheses=config.num_hypotheses,
         length_penalty=0.0 if greedy else config.length_penalty,
         coverage_penalty=0.0 if greedy else config.coverage_penalty,
         min_length=config.min_length,
@@ -233,7 +233,7 @@ class Decoder:
         prefixes: Sequence[Sequence[int]] | None = None,
         rows: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
-        """The n best hypotheses of each source, best first (fewer where fewer exist).
+        """What is found for each source, best first (fewer where fewer exist): the n best, or candidates for reranking.
 
         Args:
           sources: tokens without EOS.

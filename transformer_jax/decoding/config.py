@@ -14,8 +14,8 @@ class DecodingConfig:
     Attributes:
       method: "beam"; "greedy" (the likeliest token at each step: a beam of one without penalties); "sample".
       beam_size: hypotheses kept at each step, for "beam".
-      n_best: translations given for each line (for "sample", how many are drawn); for "beam" at most
-        beam_size.
+      n_best: translations given for each line (for "sample", how many are drawn, unless reranked); for "beam" at
+        most beam_size.
       length_penalty: alpha of Wu et al. 2016, eq. 14; 0 ranks by log-probability, larger values favour
         length.
       coverage_penalty: beta of the same equation; 0 is off.
@@ -29,6 +29,9 @@ class DecodingConfig:
       batch_size: sentences decoded at a time, over all devices.
       seed: of samples, together with the sentence's number and nothing else: not its neighbours in the batch.
       sampling: for method "sample".
+      rerank: minimum-Bayes-risk decoding: the n_best translations are those with the highest expected utility, "chrf"
+        or "bleu", among the candidates that the method finds; "none" gives what the method ranks highest.
+      candidates: for ``rerank``, how many the method finds; for "beam" at most beam_size.
     """
 
     method: Literal["beam", "greedy", "sample"]
@@ -46,6 +49,8 @@ class DecodingConfig:
     batch_size: int
     seed: int
     sampling: SamplingConfig
+    rerank: Literal["none", "chrf", "bleu"] = "none"
+    candidates: int = 1
 
     def __post_init__(self) -> None:
         def need(condition: bool, name: str, allowed: str) -> None:
@@ -63,10 +68,21 @@ class DecodingConfig:
         need(self.patience >= 0, "patience", "at least 0")
         need(self.max_length_factor >= 0, "max_length_factor", "at least 0")
         need(self.min_length <= self.max_target_length, "min_length", f"at most {self.max_target_length}")
+        need(self.rerank in ("none", "chrf", "bleu"), "rerank", "'none', 'chrf' or 'bleu'")
+        if self.rerank == "none":
+            need(self.candidates == 1, "candidates", "1 without decoding.rerank; set that to 'chrf' or 'bleu'")
+        else:
+            need(self.candidates >= max(2, self.n_best), "candidates", f"{max(2, self.n_best)} or more to choose from")
+        most = "n_best" if self.rerank == "none" else "candidates"
         if self.method == "beam":
-            need(self.n_best <= self.beam_size, "n_best", f"at most beam_size, {self.beam_size}")
+            need(self.num_hypotheses <= self.beam_size, most, f"at most beam_size, {self.beam_size}")
         if self.method == "greedy":
-            need(self.n_best == 1, "n_best", "1 when method is 'greedy'; use 'beam' or 'sample' for more")
+            need(self.num_hypotheses == 1, most, "1 when method is 'greedy'; use 'beam' or 'sample' for more")
+
+    @property
+    def num_hypotheses(self) -> int:
+        """How many the search is to find for each sentence."""
+        return self.n_best if self.rerank == "none" else self.candidates
 
     def output_limit(self, source_length: int) -> int:
         """Most tokens of the output for a source of so many tokens, both with EOS."""

@@ -44,6 +44,8 @@ class ImageDecodingConfig:
     sampling: SamplingConfig
 
     def __post_init__(self) -> None:
+        if self.rerank not in ("none", "likelihood", "caption"):
+            raise UserError(f"decoding.rerank is {self.rerank!r}; it must be 'none', 'likelihood' or 'caption'.")
         if self.guidance < 0:
             raise UserError(f"decoding.guidance is {self.guidance}; it must be at least 0, 1 is none.")
         if not 1 <= self.n_best <= self.candidates:

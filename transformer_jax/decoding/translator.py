@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from jax.sharding import Mesh
 
 from transformer_jax.decoding.batching import QUEUE_BATCHES, Decoder, Hypothesis
 from transformer_jax.decoding.config import DecodingConfig
 from transformer_jax.decoding.interface import Decodable, Params
+from transformer_jax.decoding.minimum_risk import Pool, PooledDecoder, rerank
 from transformer_jax.errors import UserError
 
 BREAKS = {
@@ -44,9 +45,7 @@ class TokenizerPair(Protocol):
 
 @dataclass(frozen=True)
 class Translation:
-    """One translation of a line: score as the search ranked it, natural log-probability; sums if the line
-    was cut.
-    """
+    """One translation of a line: score as it was ranked by, natural log-probability; sums if the line was cut."""
 
     text: str
     score: float
@@ -69,18 +68,26 @@ class Report:
 
 
 class Translator:
-    """Translates lines with one model. ``report`` counts what has been done since it was made."""
+    """Translates lines with one model, or a pool of them. ``report`` counts what has been done since it was made."""
 
     def __init__(
         self,
-        model: Decodable,
+        model: Decodable | Pool,
         params: Params,
         tokenizers: TokenizerPair,
         config: DecodingConfig,
         mesh: Mesh | None = None,
     ) -> None:
         self.tokenizers, self.config = tokenizers, config
-        self.decoder = Decoder(model, config, mesh)
+        self.decoder: Any
+        if isinstance(model, Pool):
+            if config.rerank == "none":
+                raise UserError(
+                    "Candidates are pooled for decoding.rerank, which is 'none'; set it to 'chrf' or 'bleu'."
+                )
+            self.decoder = PooledDecoder(model, config, mesh)
+        else:
+            self.decoder = Decoder(model, config, mesh)
         self.params = params
         self.report = Report(0, 0, 0, dict.fromkeys(BREAKS, 0))
 
@@ -130,10 +137,18 @@ class Translator:
         ]
         forced = [prefix for pieces, prefix in zip(cut, prefixes, strict=True) for _ in pieces]
         encoded_prefixes = self.tokenizers.target.encode(forced) if any(forced) else None
-        found = iter(self.decoder.decode(self.params, self.tokenizers.source.encode(flat), encoded_prefixes, rows))
+        found = iter(
+            self._best(self.decoder.decode(self.params, self.tokenizers.source.encode(flat), encoded_prefixes, rows))
+        )
         self.report.lines += len(lines)
         self.report.empty += sum(not pieces for pieces in cut)
         return [self._join(line, [next(found) for _ in pieces]) for line, pieces in zip(lines, cut, strict=True)]
+
+    def _best(self, found: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
+        if self.config.rerank == "none":
+            return found
+        decode = self.tokenizers.target.decode
+        return [rerank(candidates, decode([h.tokens for h in candidates]), self.config) for candidates in found]
 
     def _join(self, line: str, pieces: list[list[Hypothesis]]) -> list[Translation]:
         """The j-th best of each piece make up the j-th best of the line."""

@@ -78,6 +78,11 @@ class TranslationConfig(RunConfig):
                 "makes two vocabularies; set tokenizer.joint=True, or model.tie_embeddings to 'target_output' or "
                 "'none'."
             )
+        if self.dataset.bidirectional and not tokenizer.joint:
+            raise UserError(
+                "dataset.bidirectional=True reads and writes both languages, but tokenizer.joint=False makes two "
+                "vocabularies; set tokenizer.joint=True."
+            )
         model = model_config(self, tokenizer.vocab_size, tokenizer.vocab_size)
         if self.batching.packed_length and model.architecture == "lstm":
             raise UserError(
@@ -139,7 +144,8 @@ class TranslationEvaluator:
         if config.evaluation.decode != "none":
             method = config.evaluation.decode
             # A long line is no reason to end a training, whatever is wanted of the finished model.
-            decoding = dataclasses.replace(config.decoding, method=method, n_best=1, long_lines="split")
+            changes: dict[str, Any] = {"n_best": 1, "long_lines": "split", "rerank": "none", "candidates": 1}
+            decoding = dataclasses.replace(config.decoding, method=method, **changes)
             self._translator = Translator(task.model.incremental(), None, tokenizers, decoding, mesh)
 
     def __call__(self, params: Any) -> Iterator[tuple[str, float]]:

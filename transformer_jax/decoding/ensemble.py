@@ -1,0 +1,42 @@
+"""Several models that decode as one: their probabilities are averaged token by token."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from transformer_jax.decoding.interface import Cache, Params, RefillableDecodable
+
+
+def mean_log_probs(logits: Sequence[Array]) -> Array:
+    """log of the mean of the distributions softmax(logits[m]), each float32[..., V]."""
+    return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(one) for one in logits]), axis=0) - math.log(len(logits))
+
+
+@dataclass(frozen=True)
+class EnsembleDecoder:
+    """A `RefillableDecodable` of models with one vocabulary; parameters and caches are tuples, one for each.
+
+    Its logits are log 1/M Σ_m p_m(y | y_<, x), in natural logarithms: a mixture at every token.
+    """
+
+    models: tuple[RefillableDecodable, ...]
+
+    def start(self, params: Params, source: Array, beam_size: int, max_length: int) -> Cache:
+        return tuple(
+            model.start(own, source, beam_size, max_length) for model, own in zip(self.models, params, strict=True)
+        )
+
+    def step(self, params: Params, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
+        found = [model.step(own, part, tokens) for model, own, part in zip(self.models, params, cache, strict=True)]
+        return mean_log_probs([logits for logits, _ in found]), tuple(part for _, part in found)
+
+    def reorder(self, cache: Cache, parents: Array) -> Cache:
+        return tuple(model.reorder(part, parents) for model, part in zip(self.models, cache, strict=True))
+
+    def refill(self, cache: Cache, fresh: Cache, rows: Array) -> Cache:
+        parts = zip(self.models, cache, fresh, strict=True)
+        return tuple(model.refill(part, new, rows) for model, part, new in parts)
