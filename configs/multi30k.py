@@ -24,6 +24,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.dataset.name = "multi30k"
     config.tokenizer.vocab_size = 10000
     config.batching.tokens_per_batch = 4096
+    config.batching.packed_length = 40
+    config.batching.num_shapes = 2
     config.model.d_model = 128
     config.model.d_ff = 256
     config.model.num_encoder_layers = 4
@@ -47,7 +49,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         # Ten minutes are some twenty epochs: too few for the recipe's dropout and large batches.
         config.tokenizer.vocab_size = 4000
         config.batching.tokens_per_batch = 2048
-        config.batching.num_shapes = 8
         config.model.dtype = "bfloat16_products"
         config.model.dropout_rate = 0.2
         config.model.embedding_dropout_rate = 0.2
@@ -65,13 +66,14 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.decoding.beam_size = 10
         config.decoding.length_penalty = 1.4
         if variant == "lstm":
+            config.batching.packed_length = 0
+            config.batching.num_shapes = 8
             config.model = default.recurrent()
             config.model.d_model = 176
             config.optimizer.peak_learning_rate = 2e-3
         return config
     if variant in ("best", "best_tiny"):
         config.tokenizer.sampling = 0.1
-        config.batching.num_shapes = 8
         config.model.dtype = "bfloat16_products"
         config.task.regularizer = "simcut"
         config.task.regularizer_weight = 3.0

@@ -362,8 +362,6 @@ class Trainer:
         )
 
 
-def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, batches: Batches) -> dict[Any, TrainStep]:
-    """The step compiled for every kind of batch there can be, several at a time, so that none is compiled later."""
 @jax.jit
 def _sum(one: Any, other: Any) -> Any:
     return jax.tree.map(jnp.add, one, other)
@@ -374,6 +372,8 @@ def _quotient(params: Any, count: int) -> Any:
     return jax.tree.map(lambda p: p / count, params)
 
 
+def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, batches: Batches) -> dict[Any, TrainStep]:
+    """The step compiled for every kind of batch there can be, several at a time, so that none is compiled later."""
 
     def gradients(batch: Any) -> Any:
         return step.gradients.lower(shapes.params, batch, shapes.step).compile()
