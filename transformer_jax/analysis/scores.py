@@ -112,7 +112,7 @@ def begin_record(run: Run, data: dict[str, Any], settings: dict[str, Any]) -> tu
     """What an evaluation is of: its name, and a record of the data, the checkpoint and the settings."""
     record: dict[str, Any] = {
         "data": data,
-        "checkpoint": {"choice": run.checkpoint, "steps": run.steps, "weights": run.config.evaluation.weights},
+        "checkpoint": {"choice": run.checkpoint, "steps": run.steps, "weights": run.weights},
         **settings,
     }
     average = run.directory.path / AVERAGED
