@@ -179,7 +179,7 @@ def get_config() -> ConfigDict:
 
     config.task = ConfigDict()
     config.task.label_smoothing = 0.1
-    config.task.regularizer = "none"
+    config.task.regularizer = "none"  # or "r_drop", "simcut", with a weight (5 and 3 in their papers)
     config.task.regularizer_weight = 0.0
     config.task.cutoff_rate = 0.05
     config.task.loss_chunk = 256

@@ -42,6 +42,7 @@ def test_evaluate_writes_a_record_and_the_translations(data, trained):
         record["scores"]
     )
     assert record["checkpoint"]["steps"] == [40, 60]
+    assert record["checkpoint"]["weights"] == {"kind": "latest"}
     assert record["decoding"]["beam_size"] == 3
     assert record["data"]["sentences"] == 24
     assert len(record["data"]["sha256"]) == 64
@@ -153,6 +154,8 @@ def test_load_run_opens_every_choice(trained):
     assert run.steps == [best]
     used = [step[number] for number in (20, 40, 60) if number <= best]
     np.testing.assert_allclose(flat(run.params), np.mean(used, axis=0), rtol=1e-5, atol=1e-7)
+    assert run.weights == {"kind": "average", "steps": [number for number in (20, 40, 60) if number <= best]}
+    assert load_run(trained, "ema").weights == {"kind": "ema"}
     assert run.score(["one two"], ["eins zwei"]).shape == (1,)
 
 

@@ -25,7 +25,7 @@ from transformer_jax.models.taps import Edit, Interventions, Network
 from transformer_jax.models.transformer import Params, unroll
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import MeshConfig, make_mesh
-from transformer_jax.training.checkpoints import Checkpoints
+from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
 from transformer_jax.training.loop import enable_compilation_cache
 from transformer_jax.training.metric_writer import read_metrics
 
@@ -60,8 +60,18 @@ class Run:
 
     @property
     def steps(self) -> list[int]:
-        """The checkpoints that `params` is made of."""
+        """The checkpoints that `params` is read from; more than one: it is their mean."""
         return self._chosen[0]
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What of these checkpoints `params` is: their own parameters ("latest"), the moving average ("ema"), or the
+        mean of earlier ones that was evaluated ("average"), with its steps."""
+        steps, tree = self._chosen
+        if tree != EVALUATED:
+            return {"kind": {"params": "latest", "ema_params": "ema"}[tree]}
+        averaged = self.checkpoints.averaged(steps[0])
+        return {"kind": self.config.evaluation.weights, **({"steps": averaged} if averaged else {})}
 
     def load(self, checkpoint: str | int = "best", parts: Sequence[str] = ()) -> Params:
         """The parameters of another choice, written as for `load_run`, or only parts of them.

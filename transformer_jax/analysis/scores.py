@@ -126,7 +126,7 @@ def _checkpoint(run: Run) -> dict[str, Any]:
     record: dict[str, Any] = {
         "choice": run.checkpoint,
         "steps": run.steps,
-        "weights": run.config.evaluation.weights,
+        "weights": run.weights,
     }
     average = run.directory.path / AVERAGED
     return record | ({"averaged": json.loads(average.read_text())} if average.is_file() else {})

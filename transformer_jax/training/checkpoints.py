@@ -27,6 +27,8 @@ from transformer_jax.training.saved_steps import SavedSteps
 State = TypeVar("State")
 EVALUATED = "evaluated"
 """Part of a saved state that no training state has: the parameters that were evaluated, where they are others."""
+AVERAGED = "averaged/"
+"""Before a step, among what is known of a checkpoint: one of those that EVALUATED is the mean of."""
 BATCH = "batch"
 """Another: the batch of a step that is to be reproduced."""
 WRITING = (OSError, ValueError, jax.errors.JaxRuntimeError)
@@ -54,6 +56,10 @@ class Checkpoints(SavedSteps):
         """The metrics given to save; floats, finite or not."""
         self.wait()
         return {name: float(value) for name, value in self._facts(step)["metrics"].items()}
+
+    def averaged(self, step: int) -> list[int]:
+        """The steps that the parameters evaluated at this step are the mean of; empty where they are no such mean."""
+        return sorted(int(name.removeprefix(AVERAGED)) for name in self.metrics(step) if name.startswith(AVERAGED))
 
     def save(
         self,

@@ -33,7 +33,7 @@ from transformer_jax.families.registry import find_family
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import make_mesh, own_blocks, place_batch
 from transformer_jax.training import replay, tracking
-from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
+from transformer_jax.training.checkpoints import AVERAGED, EVALUATED, Checkpoints
 from transformer_jax.training.guard import GuardState
 from transformer_jax.training.initialization import adopt_tokenizer, initialize
 from transformer_jax.training.metric_writer import MetricWriter, NoMetrics, read_metrics
@@ -229,13 +229,13 @@ class Trainer:
                 self._roll_back()
                 continue
             self.window.pause()
-            weights = self._evaluation_weights() if due else self.state.params
+            weights, averaged = self._evaluation_weights() if due else (self.state.params, [])
             metrics = self._evaluate(weights) if due else {}
             early = due and from_main(lambda: exhausted(read_metrics(self.run.metrics), evaluation))
             unwanted = due and from_main(functools.partial(self.on_evaluation, number, metrics))
             ending = last or early or unwanted or stopping
             if number > self.first and (ending or planned):
-                self._save(metrics, weights, interim=not (planned or early))
+                self._save(metrics, weights, averaged, interim=not (planned or early))
             if ending:
                 self.checkpoints.wait()
                 if early:
@@ -293,18 +293,20 @@ class Trainer:
         self.progress.message(f"step {self.number}: validation {text}")
         return metrics
 
-    def _save(self, metrics: Mapping[str, float], weights: Any, interim: bool) -> None:
+    def _save(self, metrics: Mapping[str, float], weights: Any, averaged: list[int], interim: bool) -> None:
         """A state from amidst skipped steps is nothing to go back to, so it does not last either."""
         own = weights is self.state.params or weights is self.state.ema_params
         saved = {**vars(self.state), **({} if own else {EVALUATED: weights})}
-        facts = {**metrics, **self.window.partial(), "rollbacks": self.rollbacks}
+        means = {f"{AVERAGED}{step}": 1.0 for step in averaged}
+        facts = {**metrics, **means, **self.window.partial(), "rollbacks": self.rollbacks}
         interim = interim or self.window.skipped_in_a_row > 0
         self.checkpoints.save(self.number, saved, self.iterator.position, facts, interim=interim)
 
-    def _evaluation_weights(self) -> Any:
+    def _evaluation_weights(self) -> tuple[Any, list[int]]:
+        """The parameters to evaluate, and the steps that they are the mean of, where they are one of checkpoints."""
         config, state, checkpoints = self.config, self.state, self.checkpoints
         if config.evaluation.weights == "ema":
-            return state.ema_params
+            return state.ema_params, []
         params = evaluation_parameters(config.optimizer, state.opt_state, state.params)
         if config.evaluation.weights == "average":
             # Not what an interruption saved in between: the mean is the same as in a run without one.
