@@ -68,6 +68,7 @@ def test_the_terminal_and_markdown_say_the_same(compared):
         for row in data["comparisons"][0]["changed_sentences"]:
             assert row["source"] in text
     assert "| system | BLEU | chrF2 | perplexity (per token) |" in markdown
+    assert "\n\\* p < 0.05" in markdown
 
 
 def test_nothing_is_translated_twice(study, compared, monkeypatch):

@@ -1,6 +1,7 @@
 """runs.py lists, shows, compares and follows runs, whatever state they are in."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -37,6 +38,19 @@ def test_list_says_what_differs(study):
     assert "peak_learning_rate=0.01 seed=2" in table
     parsed = list(csv.DictReader(io.StringIO(command("runs", "list", study, "--format=csv").stdout)))
     assert [row[KEY] for row in parsed] == ["0.02", "0.02", "0.01", "0.01"]
+
+
+def test_other_kinds_of_runs_do_not_fill_the_list(study):
+    old, new = (runs.summarise_run(study / path) for path in ("old-1", "new/new-1"))
+    text = {"family": "language_model", "dataset.name": "text_files", "model.num_layers": 4, "seed": 1}
+    other = dataclasses.replace(old, config=text)
+    assert runs.differing_keys([old, new, other]) == [
+        ["dataset.name", "family", *runs.varying_keys([old, new])],
+        ["dataset.name", "family", *runs.varying_keys([old, new])],
+        ["dataset.name", "family"],
+    ]
+    assert len(runs.varying_keys([old, new, other])) > 50
+    assert "seed" in runs.differing_keys([other, dataclasses.replace(other, config={**text, "seed": 2})])[0]
 
 
 def test_a_run_that_is_being_written_is_running_and_can_still_be_started(study, tmp_path):

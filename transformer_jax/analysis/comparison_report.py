@@ -98,7 +98,9 @@ def show(comparisons: Sequence[Comparison], test: TestSet) -> None:
 
 def markdown(comparisons: Sequence[Comparison], test: TestSet) -> str:
     """The same, to paste into a paper or an issue."""
-    parts = [score_table(comparisons, test).markdown(), "  \n".join(footnotes(comparisons)) + "\n"]
+    star, *signatures = footnotes(comparisons)
+    # Escaped, or the star would begin a list.
+    parts = [score_table(comparisons, test).markdown(), "  \n".join([rf"\{star}", *signatures]) + "\n"]
     for one in comparisons:
         changes = "; ".join(f"`{line}`" for line in one.config_changes) or "the same"
         parts += [f"### {one.system.label} against {one.baseline.label}\n", f"Config: {changes}\n"]

@@ -17,6 +17,7 @@ from transformer_jax.training.metric_writer import LOWER_IS_BETTER, read_metrics
 from transformer_jax.training.saved_steps import SavedSteps
 
 ABSENT = "(absent)"
+KIND = ("dataset.name", "family")
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,21 @@ def varying_keys(summaries: Sequence[Summary]) -> list[str]:
     readable = [summary.config for summary in summaries if summary.config]
     keys = sorted({key for config in readable for key in config} - {"name"})
     return [key for key in keys if len({repr(config.get(key, ABSENT)) for config in readable}) > 1]
+
+
+def differing_keys(summaries: Sequence[Summary]) -> list[list[str]]:
+    """For each run the config keys that tell it from the others, of those that it has.
+
+    They are what it is (`KIND`) where not all are that, and `varying_keys` of the runs that are. A run of another
+    family or dataset differs in nearly every key, which would say nothing.
+    """
+    groups: dict[tuple, list[Summary]] = {}
+    kind = lambda summary: tuple(summary.config.get(key) for key in KIND)
+    for summary in summaries:
+        groups.setdefault(kind(summary), []).append(summary)
+    between = [key for key in varying_keys(summaries) if key in KIND]
+    within = {name: between + varying_keys(group) for name, group in groups.items()}
+    return [[key for key in within[kind(summary)] if key in summary.config] for summary in summaries]
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

@@ -8,9 +8,9 @@ from time import sleep
 from typing import Any, Literal
 
 from transformer_jax.analysis.runs import (
-    ABSENT,
     Summary,
     as_row,
+    differing_keys,
     numbers,
     score_records,
     short_names,
@@ -29,7 +29,7 @@ SHOWN = {"bleu": 2, "chrf": 2, "perplexity": 3, "bits_per_byte": 3}  # of the te
 
 
 def format_list(summaries: Sequence[Summary], form: Literal["table", "json", "csv"], folder: Path) -> str | Table:
-    """All runs, each with the config keys in which not all agree."""
+    """All runs: as data with the config keys in which not all agree, as a table with `differing_keys`."""
     keys = varying_keys(summaries)
     scores = list(dict.fromkeys(name for summary in summaries for name in summary.scores))
     rows = [as_row(summary, keys, scores) for summary in summaries]
@@ -38,14 +38,14 @@ def format_list(summaries: Sequence[Summary], form: Literal["table", "json", "cs
     if form == "csv":
         cells = [["" if value is None else str(value) for value in row.values()] for row in rows]
         return Table("", list(rows[0]), cells).csv().rstrip("\n")
-    names = short_names(keys)
+    differing = differing_keys(summaries)
+    names = short_names({key for row in differing for key in row})
     heads = ["run", "state", "step", "best on validation", "test", "time", "differs in"]
-    lines = [_cells(one, names, folder) for one in summaries]
+    lines = [_cells(one, row, names, folder) for one, row in zip(summaries, differing, strict=True)]
     return Table("", heads, lines, left=("state", "differs in"))
 
 
-def _cells(one: Summary, names: Mapping[str, str], folder: Path) -> list[str]:
-    differs = [f"{short}={_short(one.config.get(key, ABSENT))}" for key, short in names.items()] if one.config else []
+def _cells(one: Summary, differing: Sequence[str], names: Mapping[str, str], folder: Path) -> list[str]:
     inside = str(one.path.relative_to(folder)) if one.path != folder else one.path.name
     return [
         inside,
@@ -54,7 +54,7 @@ def _cells(one: Summary, names: Mapping[str, str], folder: Path) -> list[str]:
         "{} {:.4g} at {:,}".format(*one.best) if one.best else "",
         "  ".join(f"{name} {one.scores[name]:.{digits}f}" for name, digits in SHOWN.items() if name in one.scores),
         str(timedelta(seconds=round(one.seconds))),
-        " ".join(differs),
+        " ".join(f"{names[key]}={_short(one.config[key])}" for key in differing),
     ]
 
 
