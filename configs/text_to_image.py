@@ -79,7 +79,7 @@ def base() -> ConfigDict:
     config.decoding.beam_size = 4
     config.decoding.n_best = 1
     config.decoding.candidates = 1
-    config.decoding.guidance = 1.0
+    config.decoding.guidance = 1.5
     config.decoding.rerank = "none"
     config.decoding.batch_size = 64
     config.decoding.seed = 0
