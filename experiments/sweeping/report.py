@@ -11,8 +11,8 @@ from plotly.offline import get_plotlyjs
 
 from experiments.sweeping.figures import Picture, pictures
 from experiments.sweeping.ranking import Point, ranked
-from experiments.sweeping.study import Study
-from experiments.sweeping.worker import PRUNED, REASON
+from experiments.sweeping.study import REASON, Study
+from experiments.sweeping.worker import PRUNED
 from transformer_jax.experiment import parse_config
 from transformer_jax.run_directory import write_text
 

@@ -36,8 +36,9 @@ PROXY_SECONDS = 20
 LOCK = ".lock"
 BEFORE_SETTINGS = {LOCK, JOURNAL, f".{JOURNAL}.lock"}
 """What a start that was killed, or refused for its storage, leaves behind."""
-POINT, SEED, GRID, OVERRIDES = "point", "seed", "grid", "overrides"
-"""Attributes of a trial: the number of its point's first trial, its seed, its place in the grid, its changes."""
+POINT, SEED, GRID, OVERRIDES, REASON = "point", "seed", "grid", "overrides", "reason"
+"""Attributes of a trial: the number of its point's first trial, its seed, its place in the grid, its changes, and why
+it failed."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,10 @@ class Study:
                 trial.set_user_attr(OVERRIDES, overrides)
             overrides = trial.user_attrs[OVERRIDES]
             config = override(self.settings.config, overrides)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, UserError):  # a point that cannot be made is not left for every later worker
+                trial.set_user_attr(REASON, str(error))
+                self.optuna.tell(trial.number, state=TrialState.FAIL)
             lock.release()
             raise
         return Claim(trial, overrides, config, self.workdir(trial.number), lock)

@@ -9,13 +9,13 @@ from optuna.trial import TrialState
 
 from experiments.sweeping.locks import Presence
 from experiments.sweeping.objectives import measure
-from experiments.sweeping.study import Claim, Study
+from experiments.sweeping.study import REASON, Claim, Study
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config
 from transformer_jax.training.loop import train
 from transformer_jax.training.saved_steps import SavedSteps
 
-STARTS, PRUNED, REASON = "starts", "pruned_at", "reason"
+STARTS, PRUNED = "starts", "pruned_at"
 """Attributes of a trial: the steps it was started from, the step at which it was judged, why it failed."""
 MOST_STARTS = 4
 MOST_FAILURES = 3

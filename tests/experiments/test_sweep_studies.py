@@ -55,6 +55,20 @@ def test_a_trial_whose_worker_died_comes_first_and_a_held_one_never(tmp_path):
     assert other.claim().number == 2
 
 
+def test_a_point_that_cannot_be_made_fails_and_does_not_block_the_study(tmp_path, monkeypatch):
+    study = made_study(tmp_path / "study", space=SPACE, sampler="random", points=2)
+
+    def refuse(trial):
+        raise UserError("search_space: config.py:3: no")
+
+    monkeypatch.setattr(study, "_space", refuse)
+    with pytest.raises(UserError, match=r"config\.py:3"):
+        study.claim()
+    (failed,) = study.trials()
+    assert (failed.state.name, failed.user_attrs["reason"]) == ("FAIL", "search_space: config.py:3: no")
+    assert Study.open(study.folder).claim().number == 1
+
+
 def test_a_worker_may_die_in_the_middle_of_choosing(tmp_path, monkeypatch):
     study = made_study(tmp_path / "study", space=SPACE, sampler="random", points=2)
 
