@@ -52,9 +52,10 @@ class Trial:
         """Its config. Multi30k's are those of configs/multi30k.py, 1.8 million parameters each."""
         if self.task == "multi30k":
             spec = "multi30k.py:ten_minutes" if self.network == "transformer" else "multi30k.py:lstm"
-            # What `lstm` spends on attention, plain LSTMs have in width; and all compute alike.
+            # What `lstm` spends on attention, plain LSTMs have in width; and all compute alike, on the same batches.
             plain = ["model.attention=none", "model.d_model=192"]
-            own = {"lstm": plain, "lstm_attention": [], "transformer": ["model.dtype=float32"]}[self.network]
+            alike = ["model.dtype=float32", "batching.packed_length=0", "batching.num_shapes=8"]
+            own = {"lstm": plain, "lstm_attention": [], "transformer": alike}[self.network]
         else:
             spec, own = f"long_range.py:{self.task}/{self.network}", []
         own += [f"optimizer.peak_learning_rate={self.rate}", f"seed={self.seed}"]
