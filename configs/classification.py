@@ -90,6 +90,8 @@ def start_from(config: ConfigDict, path: str) -> None:
     config.initialize.run = path
     config.initialize.parameters = SAME_NAMES
     config.tokenizer = ConfigDict(there["tokenizer"])
+    if there["family"] == "translation" and model["architecture"] != "transformer":
+        raise ValueError(f"{path} is a translation of LSTMs; what starts from a run is an encoder of a Transformer")
     if there["family"] == "translation":
         table = "shared" if model["tie_embeddings"] in ("source_target", "all") else "source"
         config.initialize.parameters = (

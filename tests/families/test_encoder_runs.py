@@ -1,6 +1,7 @@
 """Encoders from a config to what they say: pretrained, filling in masks, then fine-tuned on sentences and on words."""
 
 import io
+import json
 import random
 import signal
 
@@ -244,5 +245,10 @@ def test_bad_input_leaves_no_run(spec, changes, parts, data, pretrained, tmp_pat
 
 
 def test_a_run_without_an_encoder_is_no_start(tmp_path):
+    spec = f"{CHECKOUT / 'configs' / 'classification.py'}:sentences,{tmp_path}"
     with pytest.raises(Exception, match="is no run"):
-        load_config(f"{CHECKOUT / 'configs' / 'classification.py'}:sentences,{tmp_path}")
+        load_config(spec)
+    lstm = {"family": "translation", "model": {"architecture": "lstm"}, "tokenizer": {}}
+    (tmp_path / "config.json").write_text(json.dumps(lstm))
+    with pytest.raises(Exception, match="is a translation of LSTMs"):
+        load_config(spec)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.command_line import load_config
+from tests.experiments.commands import command
 from transformer_jax.analysis.sizes import format_sizes, language_model_sizes
 from transformer_jax.errors import UserError
 
@@ -57,6 +58,13 @@ def test_memory_is_divided_by_the_mesh():
         assert spread.device_bytes[kind] == pytest.approx(whole.device_bytes[kind] / 128, rel=0.01)
     assert whole.device_bytes["optimizer"] == pytest.approx(2 * whole.device_bytes["parameters"], rel=1e-6)
     assert "174,604,836,864" in format_sizes(spread)
+
+
+def test_the_command():
+    mesh = ("--devices=1024", "--config.mesh.fsdp=16", "--config.mesh.tensor=8")
+    done = command("sizes", f"--config={CONFIG}:gpt3-175b", *mesh)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == format_sizes(sizes("gpt3-175b", 1024, fsdp=16, tensor=8)) + "\n"
 
 
 def test_meshes_that_cannot_be_are_named():

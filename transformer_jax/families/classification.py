@@ -104,12 +104,12 @@ def model_config(config: ClassificationConfig, vocab_size: int, num_labels: int)
 def check_same_encoder(config: ClassificationConfig, other: dict[str, Any]) -> None:
     """Raises: UserError where the config's encoder would compute something else than that of the run it starts from."""
     there = dict(other.get("model", {}))
-    if other.get("family") == "translation":
+    if other.get("family") == "translation" and there["architecture"] == "transformer":
         there = {**there, **OF_TRANSLATION, "num_layers": there["num_encoder_layers"]}
     elif other.get("family") not in ("masked_lm", "classification"):
         raise UserError(
-            f"initialize.run={config.initialize.run} is of the family {other.get('family')}, which has no encoder; "
-            "give a run of masked_lm, classification or translation."
+            f"initialize.run={config.initialize.run} is of the family {other.get('family')} and has no encoder of a "
+            "Transformer; give a run of masked_lm, classification or translation that has one."
         )
     free = {key for key in there if key in OWN_KEYS or key.endswith(("dropout_rate", "max_length"))}
     unlike = [
