@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: run test torture lint install lock page-libraries clean
+.PHONY: run test bench torture lint install lock page-libraries clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -20,6 +20,10 @@ run: $(STAMP)  ## train, evaluate, translate and plot on the embedded dataset
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto tests
+
+CONFIG ?= configs/phrases.py
+bench: $(STAMP)  ## speed, memory and start-up of CONFIG on this machine: bench.json, and bench.md to paste
+	$(BIN)/python experiments/benchmark.py all --config=$(CONFIG) --output=bench.json --markdown=bench.md
 
 torture: $(STAMP)  ## kill runs at random moments and damage their checkpoints; see docs/survival.md
 	$(BIN)/python experiments/torture.py

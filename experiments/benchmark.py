@@ -1,18 +1,29 @@
-"""Measures speed: training of a config, or decoding of a run's test split. Shows where a training step's time goes.
+"""Measures speed and memory of a config, or of a run's decoding. Shows where a training step's time goes.
 
+    python experiments/benchmark.py all --config=configs/phrases.py --markdown=table.md     # what follows, in turn
+    python experiments/benchmark.py start --config=configs/multi30k.py:tiny
     python experiments/benchmark.py train --config=configs/multi30k.py:tiny --seconds=60
-    python experiments/benchmark.py profile --config=configs/multi30k.py:tiny --trace=profiles/tiny
-    python experiments/benchmark.py decode runs/multi30k-tiny --beam_size=5
+    python experiments/benchmark.py pipeline --config=configs/multi30k.py:tiny
+    python experiments/benchmark.py checkpoints --config=configs/multi30k.py:tiny
     python experiments/benchmark.py decode --random --config=configs/multi30k.py:tiny --forced_tokens=25
+    python experiments/benchmark.py decode runs/multi30k-tiny --beam_size=5
+    python experiments/benchmark.py start runs/multi30k-tiny                     # from Python's start to a translation
+    python experiments/benchmark.py profile --config=configs/multi30k.py:tiny --trace=profiles/tiny
+    python experiments/benchmark.py scan --config=configs/phrases.py --of=vocabulary --figure=vocabulary.png
+    python experiments/benchmark.py scan --config=configs/phrases.py --of=model.d_model=64,128 --of=model.d_ff=256,512
+    python experiments/benchmark.py memory --config=configs/wmt14.py:base --vocabularies=8000,37000 --lengths=256,512
 
-Nothing is kept of what is trained. A profile is a table of milliseconds by module, and a trace for Perfetto or for
-TensorBoard's profile page. JAX_ENABLE_COMPILATION_CACHE=false times compiling from scratch.
+Nothing is kept of what is trained. A scan varies keys of the config together, or batch_tokens, length, vocabulary,
+depth or devices around the config's own. A profile is a table of milliseconds by module, and a trace for Perfetto or
+for TensorBoard's profile page. `memory` runs nothing: it is what XLA plans. start, scan and all measure in processes
+of their own; for the others JAX_ENABLE_COMPILATION_CACHE=false times compiling from scratch.
 """
 
 import dataclasses
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -21,59 +32,122 @@ from experiments.decoding_flags import decoding_overrides, define_decoding_flags
 from transformer_jax.errors import UserError
 from transformer_jax.host import prepare_cpu
 
+OF_CONFIG = ("all", "train", "pipeline", "checkpoints", "profile", "scan", "memory")
+ACTIONS = (*OF_CONFIG, "decode", "start")
 # A run brings its own config; otherwise one must be given.
-CONFIG = command_line.define_config() if {"train", "profile", "--random"} & set(sys.argv) else None
-SECONDS = flags.DEFINE_float("seconds", 60.0, "train: time measured, over all windows")
-WINDOWS = flags.DEFINE_integer("windows", 5, "train: parts of it, each timed on its own", lower_bound=1)
+GIVEN = {word.partition("=")[0].lstrip("-") for word in sys.argv}
+CONFIG = command_line.define_config() if {*OF_CONFIG, "random", "config"} & GIVEN else None
+SECONDS = flags.DEFINE_float("seconds", 60.0, "all, train, pipeline, scan: time measured, over all windows")
+WINDOWS = flags.DEFINE_integer("windows", 5, "train, scan: parts of it, each timed on its own", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 20, "profile: steps traced, after as many that are not", lower_bound=1)
 TRACE = flags.DEFINE_string("trace", None, "profile: folder for the trace; default: it is not kept")
+OF = flags.DEFINE_multi_string("of", [], "scan: KEY=VALUE,VALUE…, or one name of a usual scan")
+FIGURE = flags.DEFINE_string("figure", None, "scan: PNG or SVG file to draw it to")
+VOCABULARIES = flags.DEFINE_list("vocabularies", ["8000", "16000", "32000", "64000"], "memory: at the config's length")
+LENGTHS = flags.DEFINE_list("lengths", ["128", "256", "512", "1024"], "memory: at the config's vocabulary")
+REMAT = flags.DEFINE_list("remat", ["none", "dots", "full"], "memory: policies of model.remat")
 RANDOM = flags.DEFINE_bool("random", False, "decode: the initial weights of --config instead of a run")
 FORCED = flags.DEFINE_integer("forced_tokens", None, "decode: steps every output takes", lower_bound=1)
 LINES = flags.DEFINE_integer("lines", None, "decode: only the first lines of the test split", lower_bound=1)
-REPEATS = flags.DEFINE_integer("repeats", 5, "decode: how often the split is translated", lower_bound=1)
-CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "decode: best, latest, a step, average:N or ema")
+REPEATS = flags.DEFINE_integer("repeats", 5, "decode, checkpoints: how often it is done", lower_bound=1)
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "decode, start: best, latest, a step, average:N or ema")
+TEXT = flags.DEFINE_string("text", "Two men are cooking in a small kitchen.", "start: what a run translates first")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the result to")
+MARKDOWN = flags.DEFINE_string("markdown", None, "file to write the result to as a table to paste")
 define_decoding_flags()
 SINGLES = 20  # lines translated one at a time, for the latency
 
 
 def main(arguments: list[str]) -> None:
+    action, *runs = arguments
+    mapping = CONFIG.value if CONFIG is not None else None
+    untrained = action == "decode" and mapping is not None
+    if action not in ACTIONS or len(runs) != (mapping is None) or untrained != RANDOM.value:
+        wanted = f"{', '.join(OF_CONFIG)} or start with --config, start RUN, decode RUN, or decode --random"
+        raise UserError(f"{' '.join(arguments)}: wanted is {wanted}.")
+    if action == "profile" and MARKDOWN.value:
+        raise UserError("--markdown: a profile has no such table; --output writes all of it.")
+    from transformer_jax.run_directory import write_json, write_text
+
+    result, table, text = (_across_processes if action in ("all", "start", "scan") else _here)(action, mapping, runs)
+    if text:
+        print(text)
+    else:
+        table.show()
+    if OUTPUT.value:
+        write_json(Path(OUTPUT.value), result)
+    if MARKDOWN.value:
+        write_text(Path(MARKDOWN.value), table.markdown())
+
+
+def _across_processes(action: str, mapping: Any, runs: list[str]) -> Any:
+    """The result, its table, and the text to print instead of that."""
+    from experiments.benchmarking import processes, scans
+    from transformer_jax.analysis import benchmark
+
+    if action == "scan":
+        result = scans.scan(mapping, OF.value, SECONDS.value, WINDOWS.value)
+        if FIGURE.value:
+            scans.scan_figure(result).savefig(FIGURE.value, dpi=150)
+        return result, scans.scan_table(result), None
+    if action == "all":
+        result = processes.measure_all(mapping, SECONDS.value)
+    elif runs:
+        result = processes.measure_first_translation(runs[0], CHECKPOINT.value, TEXT.value)
+    else:
+        result = processes.measure_start(mapping)
+    return result, benchmark.result_table(result), None
+
+
+def _here(action: str, mapping: Any, runs: list[str]) -> Any:
+    """Likewise, measured in this process."""
     prepare_cpu()
-    from transformer_jax.analysis import benchmark, profiling
-    from transformer_jax.analysis.run import load_run, require_family
-    from transformer_jax.data.datasets import load_dataset
-    from transformer_jax.experiment import parse_config
-    from transformer_jax.run_directory import write_json
+    from transformer_jax.analysis import benchmark, memory, profiling
     from transformer_jax.training.loop import enable_compilation_cache
 
-    mapping = CONFIG.value if CONFIG is not None else None
-    if arguments[0] not in ("train", "profile", "decode") or len(arguments) != (2 if mapping is None else 1):
-        raise UserError(f"{' '.join(arguments)}: wanted is train, profile, decode RUN, or decode --random.")
-    if arguments[0] == "profile":
+    if action == "profile":
         # Compiled anew: programs from the cache bear the names that modules had when it was filled.
         with tempfile.TemporaryDirectory() as passing:
             profile = profiling.profile_training(mapping, STEPS.value, Path(TRACE.value or passing))
-        print(profiling.format_profile(profile))
-        if OUTPUT.value:
-            write_json(Path(OUTPUT.value), profiling.as_record(profile))
-        return
+        return profiling.as_record(profile), None, profiling.format_profile(profile)
     enable_compilation_cache()
-    if arguments[0] == "train":
+    if action == "memory":
+        result = memory.tabulate_memory(mapping, _numbers(VOCABULARIES), _numbers(LENGTHS), REMAT.value)
+        return result, memory.memory_table(result), None
+    if action == "train":
         result = benchmark.measure_training(mapping, SECONDS.value, WINDOWS.value)
+    elif action == "pipeline":
+        result = benchmark.measure_pipeline(mapping, SECONDS.value)
+    elif action == "checkpoints":
+        result = benchmark.measure_checkpoints(mapping, REPEATS.value)
     else:
-        run = load_run(arguments[1], CHECKPOINT.value) if mapping is None else None
-        config = run.config if run else parse_config(mapping)
-        require_family("translation", config)
-        decoding = dataclasses.replace(config.decoding, **decoding_overrides(config))
-        if FORCED.value:
-            decoding = benchmark.force_length(decoding, FORCED.value)
-        translator = run.translator(**vars(decoding)) if run else benchmark.random_translator(config, decoding)
-        lines = load_dataset(config.dataset).splits["test"].texts()[0][: LINES.value]
-        result = benchmark.measure_decoding(translator, lines, REPEATS.value, SINGLES)
-    print(benchmark.format_result(result))
-    if OUTPUT.value:
-        write_json(Path(OUTPUT.value), result)
+        result = _decode(mapping, runs)
+    return result, benchmark.result_table(result), benchmark.format_result(result)
+
+
+def _numbers(flag: Any) -> list[int]:
+    for text in flag.value:
+        if not text.isdecimal():
+            raise UserError(f"--{flag.name}={','.join(flag.value)}: {text!r} is no number.")
+    return [int(text) for text in flag.value]
+
+
+def _decode(mapping: Any, runs: list[str]) -> dict[str, Any]:
+    from transformer_jax.analysis import benchmark
+    from transformer_jax.analysis.run import load_run, require_family
+    from transformer_jax.data.datasets import load_dataset
+    from transformer_jax.experiment import parse_config
+
+    run = load_run(runs[0], CHECKPOINT.value) if runs else None
+    config = run.config if run else parse_config(mapping)
+    require_family("translation", config)
+    decoding = dataclasses.replace(config.decoding, **decoding_overrides(config))
+    if FORCED.value:
+        decoding = benchmark.force_length(decoding, FORCED.value)
+    translator = run.translator(**vars(decoding)) if run else benchmark.random_translator(config, decoding)
+    lines = load_dataset(config.dataset).splits["test"].texts()[0][: LINES.value]
+    return benchmark.measure_decoding(translator, lines, REPEATS.value, SINGLES)
 
 
 if __name__ == "__main__":
-    command_line.run_main(main, ("train | profile | decode RUN...",))
+    command_line.run_main(main, ("ACTION [RUN] ...",))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarking.processes import write_config
 from experiments.peers import exports
 from experiments.peers.environments import interpreter, run
 from transformer_jax.analysis.run import load_run
@@ -27,11 +28,16 @@ HERE = Path(__file__).resolve().parent
 Result = dict[str, Any]
 
 
-def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) -> Result:
-    """Target tokens/s of this project and of MarianMT in float32 and with autocast, in turns.
+TRAINERS = {"marian": ("marian", "MarianMT"), "transformer": ("gpt", "PyTorch")}
+"""Scripts that train, by the start of their names: the environment of each, and what it is called."""
+
+
+def compare_training(mapping: Any, peer: str, seconds: float, rounds: int, folder: Path) -> Result:
+    """Target tokens/s of this project and of a peer in float32 and with autocast, in turns.
 
     Args:
-      mapping: the config; its model is made Marian's: normalised after sublayers, with biases everywhere.
+      mapping: the config; its model is made the peers': normalised after sublayers, with biases everywhere.
+      peer: one of TRAINERS.
       seconds: of each turn, without installing, compiling and warming up.
     """
     values = plain(mapping)
@@ -40,7 +46,8 @@ def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) ->
         # MarianMT reads a row as one sentence, so both sides get rows of one.
         values["batching"] |= {"packed_length": 0, "num_shapes": 8}
     config = parse_config(values)
-    python = interpreter(folder, "marian")
+    environment, called = TRAINERS[peer]
+    python = interpreter(folder, environment)
     dataset = load_dataset(config.dataset)
     tokenizers = train_tokenizers(dataset, config.tokenizer)
     model = make_model(config, tokenizers).config
@@ -49,30 +56,28 @@ def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) ->
     batches, settings = folder / "batches.npz", folder / "training.json"
     count = exports.write_batches(batches, pipeline)
     write_json(settings, exports.training_settings(config, model, warm_steps=2 * len(pipeline.shapes)))
-    configured = folder / "config.py"
-    configured.write_text(
-        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({values!r})\n"
-    )
+    configured = write_config(folder / "config.py", values)
     ours: list[Result] = []
-    marian: list[list[Result]] = []
+    theirs: list[list[Result]] = []
     for number in range(1, rounds + 1):
         command = ["train", f"--config={configured}", f"--seconds={seconds}", "--windows=1"]
         ours.append(_ours(command, folder))
-        marian.append([])
+        theirs.append([])
         for precision in ("float32", "bfloat16"):
-            target = folder / "marian.json"
+            target = folder / f"{peer}.json"
             arguments = map(str, (batches, settings, precision, seconds, target))
-            run([str(python), str(HERE / "marian_train.py"), *arguments], folder / "marian.log")
-            marian[-1].append(json.loads(target.read_text()))
-        rates = [_rate(ours[-1]), *map(_rate, marian[-1])]
+            run([str(python), str(HERE / f"{peer}_train.py"), *arguments], folder / f"{peer}.log")
+            theirs[-1].append(json.loads(target.read_text()))
+        rates = [_rate(ours[-1]), *map(_rate, theirs[-1])]
         print(f"round {number}: {', '.join(f'{rate:,.0f}' for rate in rates)} target tokens/s", flush=True)
-    ratios = [_rate(a) / max(map(_rate, b)) for a, b in zip(ours, marian, strict=True)]
+    ratios = [_rate(a) / max(map(_rate, b)) for a, b in zip(ours, theirs, strict=True)]
     return {
+        "peer": called,
         "dtype": config.model["dtype"],
         "batches": count,
         "seconds": seconds,
         "ours": ours,
-        "marian": marian,
+        "theirs": theirs,
         "ratios": ratios,
     }
 
@@ -80,17 +85,18 @@ def compare_training(mapping: Any, seconds: float, rounds: int, folder: Path) ->
 def format_training(result: Result) -> str:
     """A line for each round, and the median of their ratios."""
     lines = [
-        "round   transformer_jax   MarianMT float32   autocast   ratio to the faster   (target tokens/s, no padding)"
+        f"round   transformer_jax   {result['peer']:>8} float32   autocast   ratio to the faster   "
+        "(target tokens/s, no padding)"
     ]
-    rounds = zip(result["ours"], result["marian"], result["ratios"], strict=True)
+    rounds = zip(result["ours"], result["theirs"], result["ratios"], strict=True)
     for number, (ours, (full, cast), ratio) in enumerate(rounds, 1):
         lines.append(f"{number:5}   {_rate(ours):15,.0f}   {_rate(full):16,.0f}   {_rate(cast):8,.0f}   {ratio:19.2f}")
-    ours, marian = result["ours"][0], result["marian"][0][0]
+    ours, theirs = result["ours"][0], result["theirs"][0][0]
     lines.append(f"model.dtype  {result['dtype']}")
     lines.append(f"median ratio {statistics.median(result['ratios']):.2f}")
-    lines.append(f"parameters   {ours['parameters']:,} and {marian['parameters']:,}")
+    lines.append(f"parameters   {ours['parameters']:,} and {theirs['parameters']:,}")
     lines.append(f"compiling    {ours['compile']['seconds']:.1f} s in the first round, not counted")
-    lines.append(f"versions     jax {ours['jax']}, {_versions(marian)}; {os.cpu_count()} cores")
+    lines.append(f"versions     jax {ours['jax']}, {_versions(theirs)}; {os.cpu_count()} cores")
     return "\n".join(lines)
 
 

@@ -31,6 +31,12 @@ def interpreter(folder: Path, peer: str) -> Path:
     return python
 
 
+def clean_environment(settings: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's variables without what it was told about its own devices, and with settings."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRANSFORMER_JAX_PREPARED"}
+    return {**kept, **(settings or {}), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+
 def run(command: Sequence[str], log: Path, settings: Mapping[str, str] | None = None) -> None:
     """Runs a command with its output in ``log``, without what this process was told about its own devices.
 
@@ -38,9 +44,7 @@ def run(command: Sequence[str], log: Path, settings: Mapping[str, str] | None = 
 
     Raises: UserError when it fails, with the end of the log.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMER_JAX_PREPARED"}
-    environment |= settings or {}
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    environment = clean_environment(settings)
     with log.open("w") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
     if done.returncode:

@@ -2,8 +2,9 @@
 
     python gpt_train.py BATCHES.npz MODEL.json STEPS RESULT.json
 
-The sizes, initialisation, optimizer and schedule are those of the settings; float32; all cores; PyTorch's fused
-attention and AdamW. STEPS steps, of which the first few are not timed; then the loss on the validation batches.
+The sizes, initialisation, optimizer and schedule are those of the settings; float32, or bfloat16 autocast where their
+dtype is; all cores, or compiled on a GPU where there is one; PyTorch's fused attention and AdamW. STEPS steps, of which
+the first few are not timed; then the loss on the validation batches.
 """
 
 import json
@@ -56,7 +57,7 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        x = self.tokens(inputs) + self.positions(torch.arange(inputs.shape[1]))
+        x = self.tokens(inputs) + self.positions(torch.arange(inputs.shape[1], device=inputs.device))
         for block in self.blocks:
             x = block(x)
         return self.norm(x) @ self.tokens.weight.T
@@ -69,11 +70,20 @@ def loss_of(network: GPT, inputs: torch.Tensor, targets: torch.Tensor, reduction
 def main(batches: str, settings: str, steps: str, result: str) -> None:
     with open(settings) as file:
         model = json.load(file)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     stored = np.load(batches)
-    tensors = {name: torch.from_numpy(stored[name].astype(np.int64)) for name in stored.files}
+    tensors = {name: torch.from_numpy(stored[name].astype(np.int64)).to(device) for name in stored.files}
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    network, total = GPT(model).train(), int(steps)
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
+    network, total = GPT(model).train().to(device), int(steps)
+    trained = torch.compile(network) if device == "cuda" else network
+
+    def now() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
+
     matrices = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
     groups = [
@@ -91,20 +101,21 @@ def main(batches: str, settings: str, steps: str, result: str) -> None:
         return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, rate)
-    warm, tokens, start = model["warm_steps"], 0, time.monotonic()
+    warm, tokens, start = model["warm_steps"], 0, now()
     for number in range(total):
         if number == warm:
-            tokens, start = 0, time.monotonic()
+            tokens, start = 0, now()
         index = number % len(tensors["inputs"])
         targets = tensors["targets"][index]
-        loss = loss_of(network, tensors["inputs"][index], targets)
+        with torch.autocast(device, torch.bfloat16, enabled=model["dtype"] != "float32"):
+            loss = loss_of(trained, tensors["inputs"][index], targets)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), model["clip_norm"])
         adam.step()
         schedule.step()
         adam.zero_grad(set_to_none=True)
         tokens += targets.numel()
-    elapsed = time.monotonic() - start
+    elapsed = now() - start
     network.eval()
     with torch.no_grad():
         pairs = zip(tensors["validation_inputs"], tensors["validation_targets"], strict=True)
@@ -116,6 +127,7 @@ def main(batches: str, settings: str, steps: str, result: str) -> None:
         "validation_loss": sum(loss for loss, _ in sums) / sum(count for _, count in sums),
         "parameters": sum(p.numel() for p in network.parameters()),
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "versions": {"torch": torch.__version__},
     }
     with open(result, "w") as file:

@@ -1,20 +1,22 @@
 """Measures other toolkits beside this one, on the same data, model and machine, in turn.
 
     python experiments/peers/measure.py train --config=configs/multi30k.py:tiny --seconds=60 --rounds=3
+    python experiments/peers/measure.py train --peer=transformer --config=configs/wmt14.py:base
     python experiments/peers/measure.py train --config=configs/language_model.py:shakespeare --seconds=60
     python experiments/peers/measure.py decode runs/multi30k-tiny --beam_size=5 --lines=1000
     python experiments/peers/measure.py load runs/multi30k-tiny --rounds=5
     python experiments/peers/measure.py agree runs/multi30k-tiny --lines=200
 
-`train`: Hugging Face's MarianMT in a plain PyTorch loop; ours as Marian's post-norm model; the same batches. Of a
-language model: a GPT in plain PyTorch, its speed and its validation loss after --seconds of training, the same batches.
+`train`: Hugging Face's MarianMT in a plain PyTorch loop, or with --peer=transformer PyTorch's own layers under
+torch.compile with its fused attention; ours as the same post-norm model; the same batches. Of a language model: a GPT
+in PyTorch, compiled on a GPU, its speed and its validation loss after --seconds of training, the same batches.
 `decode`: beam search of the test split by CTranslate2 and JoeyNMT with the run's own weights, as long as the
 model likes and with every output forced to one length. BLEU and the share of equal outputs say whether they
 compute the same. `load`: opening a run and translating one sentence in a fresh process, against Transformers with
 the same weights. `agree`: the run as experiments/convert.py exports it, opened in Transformers and in CTranslate2:
 translations of the validation split, beam 1 and 5, against the run's own. Each toolkit runs in a process of its own;
 on first use it is installed in an environment of its own in --folder. They see this process's environment variables
-and cores, and no accelerator is used.
+and cores. Only `train` uses a GPU, on both sides, and of the peers not MarianMT.
 """
 
 import sys
@@ -26,6 +28,7 @@ from experiments import command_line
 from transformer_jax.errors import UserError
 
 CONFIG = command_line.define_config() if "train" in sys.argv else None
+PEER = flags.DEFINE_enum("peer", "marian", ["marian", "transformer"], "train: of a translation model, beside what")
 SECONDS = flags.DEFINE_float("seconds", 60.0, "train: time measured, for each toolkit in each round")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "how often the toolkits take turns", lower_bound=1)
 FORCED = flags.DEFINE_integer("forced_tokens", 25, "decode, load: steps every output takes", lower_bound=1)
@@ -51,7 +54,7 @@ def main(arguments: list[str]) -> None:
         result = language_models.compare_language_models(CONFIG.value, SECONDS.value, ROUNDS.value, folder)
         print(language_models.format_language_models(result))
     elif CONFIG is not None:
-        result = comparison.compare_training(CONFIG.value, SECONDS.value, ROUNDS.value, folder)
+        result = comparison.compare_training(CONFIG.value, PEER.value, SECONDS.value, ROUNDS.value, folder)
         print(comparison.format_training(result))
     elif arguments[0] == "agree":
         result = agreement.compare_exports(arguments[1], CHECKPOINT.value, LINES.value, folder)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmarking import first_step, processes, scans
+from experiments.command_line import load_config
 from experiments.peers import comparison, environments, exports
 from tests.made_files import tiny_config, write_pairs
 from tests.models import tiny
-from transformer_jax.analysis import benchmark
+from transformer_jax.analysis import benchmark, peak
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.pipeline import Pipeline
 from transformer_jax.data.tokenizers import train_tokenizers
 from transformer_jax.errors import UserError
-from transformer_jax.experiment import parse_config
+from transformer_jax.experiment import parse_config, plain
 from transformer_jax.models.attention import MultiHeadAttention
+from transformer_jax.training import loop
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PEERS = {"torch", "transformers", "joeynmt", "ctranslate2"}
@@ -42,7 +46,8 @@ def pipeline(mapping):
     return Pipeline(dataset, train_tokenizers(dataset, config.tokenizer), config.batching, config.seed)
 
 
-def test_training_counts_the_tokens_of_the_stream(mapping, pipeline):
+def test_training_counts_the_tokens_of_the_stream(mapping, pipeline, monkeypatch):
+    monkeypatch.setattr(peak, "CPU_SIZES", (64,))
     result = benchmark.measure_training(mapping, seconds=0.2, windows=2)
     rate = result["target_tokens_per_second"]
     assert len(rate["windows"]) == 2
@@ -60,7 +65,144 @@ def test_training_counts_the_tokens_of_the_stream(mapping, pipeline):
     whole = tokens / (result["steps"] * result["step_seconds"])
     assert min(rate["windows"]) <= whole <= max(rate["windows"])
     assert result["peak_rss_bytes"] > 50 * 2**20
-    assert "while measuring" in benchmark.format_result(result)
+    for dtype, share in result["utilisation"].items():
+        assert share == result["model_flops_per_second"] / result["matmul_peaks"][dtype]["flops"]
+    # Six operations a parameter and position are about right where attention is cheap and most layers are products.
+    positions = (result["padding"] + 1) * tokens / (result["steps"] * result["step_seconds"])
+    assert 2 < result["model_flops_per_second"] / result["parameters"] / positions < 12
+    assert result["predicted_step_bytes"] > 3 * 4 * result["parameters"]
+    text, table = benchmark.format_result(result), benchmark.result_table(result).markdown()
+    assert "while measuring" in text
+    assert "| training | target tokens/s |" in table
+    assert all(line.split("  ")[-1] in table for line in text.splitlines())
+
+
+def test_the_peak_is_that_of_the_best_size():
+    found = peak.matmul_peaks(sizes=(8, 128), seconds=0.01)
+    assert list(found) == ["float32", "bfloat16"]
+    assert found["float32"]["size"] == 128
+    assert found["float32"]["flops"] > 1e6
+
+
+def test_the_pipeline_alone(mapping, pipeline):
+    result = benchmark.measure_pipeline(mapping, 0.05)
+    size = result["positions_per_second"] / result["batches_per_second"]
+    sizes = [shape.rows * shape.target_length for shape in pipeline.shapes]
+    assert min(sizes) <= size <= max(sizes)
+    assert "target positions/s" in benchmark.format_result(result)
+
+
+def test_checkpoints_are_whole_and_read_back(mapping):
+    result = benchmark.measure_checkpoints(mapping, 1)
+    assert result["bytes"] > 3 * 4 * 16 * 64  # the embedding and its moments are some of it
+    assert 0 < result["save_blocking_seconds"] < result["save_seconds"]
+    assert result["restore_seconds"] > 0
+    assert "held up" in benchmark.format_result(result)
+
+
+def test_the_first_step_is_taken_by_training_itself(mapping, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRANSFORMER_JAX_PREPARED", "1")
+    monkeypatch.setattr(loop, "Trainer", loop.Trainer)  # put back at the end
+    configured, result = tmp_path / "config.json", tmp_path / "result.json"
+    configured.write_text(json.dumps(plain(mapping)))
+    first_step.main(str(configured), str(time.monotonic()), str(result))
+    parts = json.loads(result.read_text())
+    assert list(parts) == ["imports", "data", "compile", "first step", "all"]
+    assert min(parts.values()) > 0
+    assert parts.pop("all") == pytest.approx(sum(parts.values()))
+
+
+def test_starts_share_a_cache_that_is_emptied_of_programs_once(mapping, monkeypatch):
+    seen = []
+
+    def run(command, log, settings):
+        cache = Path(settings["TRANSFORMER_JAX_CACHE"])
+        seen.append(sorted(entry.name for entry in cache.glob("*")))
+        for name in ("datasets", "compiled"):
+            (cache / name).mkdir(parents=True, exist_ok=True)
+        assert json.loads(Path(command[2]).read_text()) == plain(mapping)
+        Path(command[4]).write_text(json.dumps({"imports": 1.0, "first step": 2.0, "all": 3.0}))
+
+    monkeypatch.setattr(processes, "run", run)
+    result = processes.measure_start(mapping)
+    assert seen == [[], ["datasets"], ["compiled", "datasets"]]
+    assert "3.00 s from the start of the process: imports 1.00, first step 2.00" in benchmark.format_result(result)
+
+
+def test_the_first_translation_is_what_the_command_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "COMMANDS", tmp_path)
+    script = tmp_path / "translate.py"
+    script.write_text("import sys, time; line = input(); time.sleep(0.3); print(line, sys.argv[1:])")
+    starts = processes.measure_first_translation("runs/a", "best", "Ein Satz.")["starts"]
+    assert list(starts) == ["nothing cached", "all cached"]
+    assert min(parts["all"] for parts in starts.values()) > 0.3
+    script.write_text("exit(3)")
+    with pytest.raises(UserError, match=r"runs/a .*ended with status 3"):
+        processes.measure_first_translation("runs/a", "best", "Ein Satz.")
+
+
+def test_points_of_a_scan():
+    config = plain(load_config(str(CHECKOUT / "configs" / "phrases.py")))
+    points = scans.points_of(config, ["model.d_model=64,128", "model.d_ff=256,512"])
+    assert points == {"model.d_model": ["64", "128"], "model.d_ff": ["256", "512"]}
+    for name in ("batch_tokens", "length", "vocabulary"):
+        ((key, values),) = scans.points_of(config, [name]).items()
+        section, _, field = key.partition(".")
+        assert str(config[section][field]) in values
+    assert len(scans.points_of(config, ["depth"])) == 2
+    text = plain(load_config(str(CHECKOUT / "configs" / "language_model.py")))
+    longer = scans.points_of(text, ["length"])
+    tokens = [int(a) * int(b) for a, b in zip(longer["batching.length"], longer["batching.rows"], strict=True)]
+    assert set(tokens) == {text["batching"]["rows"] * text["batching"]["length"]}
+    for wrong, message in (([], "none"), (["size"], "one of batch_tokens"), (["a=1", "b=1,2"], "a 1, b 2")):
+        with pytest.raises(UserError, match=message):
+            scans.points_of(config, wrong)
+
+
+def test_a_scan_is_measured_point_by_point(mapping, tmp_path, monkeypatch):
+    seen = []
+
+    def measured(words, folder, settings):
+        seen.append((words[-1], settings.get("JAX_NUM_CPU_DEVICES"), len(os.sched_getaffinity(0))))
+        rate = {"median": 10.0 * len(seen), "best": 12.0 * len(seen), "windows": [9.0 * len(seen), 12.0 * len(seen)]}
+        shares, size = {"float32": 0.5, "bfloat16": 0.25}, 2**21
+        return {
+            "target_tokens_per_second": rate,
+            "utilisation": shares,
+            "step_seconds": 0.1,
+            "peak_rss_bytes": size,
+            "devices": f"{len(seen)} cpu",
+        }
+
+    monkeypatch.setattr(scans, "measured", measured)
+    monkeypatch.setattr(scans, "has_accelerator", lambda: False)
+    before = os.sched_getaffinity(0)
+    result = scans.scan(mapping, ["devices=1", "model.d_model=32"], 1.0, 1)
+    assert seen == [("--config.model.d_model=32", "1", 1)]
+    assert os.sched_getaffinity(0) == before
+    result["points"] += scans.scan(mapping, ["devices=1", "model.d_model=64"], 1.0, 1)["points"]
+    assert scans.scan_table(result).rows[1][:4] == ["1", "64", "20", "24"]
+    scans.scan_figure(result).savefig(tmp_path / "scan.png")
+    assert (tmp_path / "scan.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="1000 cores are wanted"):
+        scans.scan(mapping, ["devices=1000"], 1.0, 1)
+
+
+def test_all_is_each_measurement_in_turn(mapping, monkeypatch):
+    asked = []
+
+    def measured(words, folder):
+        asked.append(words[0] + "".join(word.removeprefix("--method=") for word in words if "method" in word))
+        return {"measured": "pipeline", "batches_per_second": 1.0, "positions_per_second": 2.0, "prepare_seconds": 3.0}
+
+    start = {"measured": "start", "starts": {"all cached": {"all": 1.0}}}
+    monkeypatch.setattr(processes, "measured", measured)
+    monkeypatch.setattr(processes, "measure_start", lambda mapping: start)
+    result = processes.measure_all(mapping, 8.0)
+    assert asked == ["train", "pipeline", "checkpoints", "decodebeam", "decodegreedy"]
+    table = benchmark.result_table(result).markdown()
+    assert "| start | all cached | 1.00 s from the start of the process |" in table
+    assert table.count("| pipeline |") == 5
 
 
 def test_decoding_with_a_forced_length(mapping):
@@ -91,6 +233,9 @@ def test_nothing_to_measure_is_refused(mapping, repeats, lines, name):
         ("benchmark.py", ["train"], "--config is required"),
         ("benchmark.py", ["decode"], "decode RUN"),
         ("benchmark.py", ["decode", "no-such-run"], "no-such-run"),
+        ("benchmark.py", ["memory"], "--config is required"),
+        ("benchmark.py", ["start"], "start RUN"),
+        ("benchmark.py", ["profile", "--config=configs/multi30k.py:tiny", "--markdown=a.md"], "no such table"),
         ("benchmark.py", ["race", "--random", "--config=configs/multi30k.py:tiny"], "race"),
         ("peers/measure.py", ["decode"], "decode RUN"),
         ("peers/measure.py", ["train"], "--config is required"),
@@ -103,7 +248,7 @@ def test_mistakes_end_in_one_line_that_names_them(command, arguments, message):
         text=True,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         cwd=CHECKOUT,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert found.returncode == 2
@@ -164,9 +309,9 @@ def test_a_peer_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
 def test_peers_packages_stay_in_their_own_environments():
     """Scripts that peers run import nothing of the project, and nothing else in it imports a peer."""
     folder = CHECKOUT / "experiments" / "peers"
-    toolkits = ("marian_*.py", "ctranslate2_*.py", "joeynmt_*.py", "gpt_train.py", "exported_*.py")
+    toolkits = ("marian_*.py", "ctranslate2_*.py", "joeynmt_*.py", "gpt_train.py", "transformer_*.py", "exported_*.py")
     theirs = {file for pattern in toolkits for file in folder.glob(pattern)}
-    assert len(theirs) == 6
+    assert len(theirs) == 7
     for file in [f for part in ("transformer_jax", "experiments", "configs") for f in (CHECKOUT / part).rglob("*.py")]:
         nodes = list(ast.walk(ast.parse(file.read_text())))
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -186,7 +331,7 @@ def test_tables_show_ratios_of_rounds():
         "compile": {"seconds": 2.0},
     }
     theirs = {"target_tokens_per_second": 300.0, "parameters": 5, "versions": {"torch": "2"}}
-    result = {"ours": [ours], "marian": [[theirs, theirs]], "ratios": [3.0], "dtype": "float32"}
+    result = {"peer": "PyTorch", "ours": [ours], "theirs": [[theirs, theirs]], "ratios": [3.0], "dtype": "float32"}
     assert "median ratio 3.00" in comparison.format_training(json.loads(json.dumps(result)))
     rates = {
         "transformer_jax": {"forced": [50.0, 70.0], "free": [30.0]},

@@ -6,15 +6,25 @@ Compiling is timed apart and is never inside what is measured.
 import dataclasses
 import os
 import statistics
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 
+from transformer_jax.analysis.flops import model_flops
+from transformer_jax.analysis.memory import step_memory
+from transformer_jax.analysis.peak import matmul_peaks
+from transformer_jax.analysis.tables import Table
+from transformer_jax.data.batches import START, Batches
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.tokenizers import train_tokenizers
 from transformer_jax.decoding.config import DecodingConfig
@@ -25,10 +35,11 @@ from transformer_jax.families.registry import find_family
 from transformer_jax.families.translation import TranslationConfig, make_model
 from transformer_jax.host import peak_memory
 from transformer_jax.sharding import MeshConfig, make_mesh, place_batch
+from transformer_jax.training.checkpoints import Checkpoints
 from transformer_jax.training.loop import check_rows, compile_shapes
-from transformer_jax.training.program import make_program
-from transformer_jax.training.step import batch_kind
-from transformer_jax.training.tasks import TranslationTask
+from transformer_jax.training.program import Program, make_program
+from transformer_jax.training.step import abstract_batch, batch_kind
+from transformer_jax.training.tasks import Task, TranslationTask
 
 Result = dict[str, Any]
 
@@ -51,6 +62,26 @@ class _Compiles:
             self.counts[_EVENTS[event]] += 1
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """What a config trains, before anything is compiled."""
+
+    config: Any
+    mesh: Mesh
+    task: Task
+    batches: Batches
+    program: Program
+
+
+def _prepare(mapping: Any) -> _Prepared:
+    config = parse_config(mapping)
+    mesh = make_mesh(config.mesh)
+    check_rows(config, mesh)
+    experiment = find_family(config.family).prepare(config, None)
+    program = make_program(config, experiment.task, mesh)
+    return _Prepared(config, mesh, experiment.task, experiment.batches, program)
+
+
 def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
     """Trains an experiment of a config for a while, from the first batch of its stream, and keeps nothing.
 
@@ -58,21 +89,20 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
       mapping: the config.
       seconds: of all windows together, which follow each other without a gap in the stream.
       windows: each is timed on its own.
-    Returns: target tokens/s without padding, and what stands beside them. Memory in bytes.
+    Returns: target tokens/s without padding, model FLOP/s (`model_flops`, padding included) and their shares of the
+      machine's peaks (`matmul_peaks`, measured right after), and what stands beside them. Memory in bytes.
     Raises: UserError as `train` does.
     """
     _positive(seconds=seconds, windows=windows)
     begin = time.monotonic()
-    config = parse_config(mapping)
-    mesh = make_mesh(config.mesh)
-    check_rows(config, mesh)
-    experiment = find_family(config.family).prepare(config, None)
-    task, batches = experiment.task, experiment.batches
-    program = make_program(config, task, mesh)
+    made = _prepare(mapping)
+    config, mesh, task, batches, program = made.config, made.mesh, made.task, made.batches, made.program
     prepared, compiles = time.monotonic(), _Compiles()
     compiled = compile_shapes(program.step, program.shapes, mesh, batches)
-    state, iterator = program.create(), batches.iterator()
+    state: Any = program.create()
+    iterator = batches.iterator()
     ready = time.monotonic()
+    kinds: Counter[Any] = Counter()  # steps of each kind of batch
 
     def run(least_steps: int, least_seconds: float) -> Result:
         """Steps, and their sums; metrics are fetched a step late, as in training."""
@@ -83,7 +113,9 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
         start = time.monotonic()
         while steps < least_steps or time.monotonic() < start + least_seconds:
             batch = place_batch(mesh, next(iterator))
-            state, measured = compiled[batch_kind(batch)](state, batch)
+            kind = batch_kind(batch)
+            state, measured = compiled[kind](state, batch)
+            kinds[kind] += 1
             steps, cells = steps + 1, cells + batch[batches.counted].size
             if pending is not None:
                 add(sums, pending)
@@ -104,9 +136,16 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
 
     run(2 * len(compiled), 0.0)
     before = dict(compiles.counts)
+    kinds.clear()
     timed = [run(1, seconds / windows) for _ in range(windows)]
+    extra = compiles.counts["programs"] - before["programs"]
     rates = [window["tokens"] / window["seconds"] for window in timed]
     total = {name: sum(window[name] for window in timed) for name in ("steps", "seconds", "cells", "tokens")}
+    conditions, state = _conditions(), None  # before the peak takes memory of its own
+    share = total["tokens"] / total["cells"]
+    shapes = {batch_kind(spec): spec for spec in (abstract_batch(mesh, spec) for spec in batches.specs)}
+    flops = sum(kinds[kind] * model_flops(config, task, mesh, shapes[kind], share) for kind in kinds)
+    peaks = matmul_peaks()
     return {
         "measured": "training",
         "config": config.name,
@@ -118,11 +157,80 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
         },
         "steps": total["steps"],
         "step_seconds": total["seconds"] / total["steps"],
-        "padding": 1.0 - total["tokens"] / total["cells"],
+        "padding": 1.0 - share,
         "loss": timed[-1]["loss"],
+        "model_flops_per_second": flops / total["seconds"],
+        "matmul_peaks": peaks,
+        "utilisation": {dtype: flops / total["seconds"] / peak["flops"] for dtype, peak in peaks.items()},
+        "predicted_step_bytes": max(step_memory(step, program.shapes) or 0 for step in compiled.values()) or None,
         "prepare_seconds": prepared - begin,
         "compile": {"seconds": ready - prepared, **before, "shapes": len(compiled)},
-        "programs_compiled_while_measuring": compiles.counts["programs"] - before["programs"],
+        "programs_compiled_while_measuring": extra,
+        **conditions,
+    }
+
+
+def measure_pipeline(mapping: Any, seconds: float) -> Result:
+    """Takes batches of a config's training stream for a while, from its beginning, and computes nothing.
+
+    Returns: batches and positions (of the counted array, padding included) a second.
+    Raises: UserError as `train` does.
+    """
+    _positive(seconds=seconds)
+    config = parse_config(mapping)
+    begin = time.monotonic()
+    batches = find_family(config.family).prepare(config, None).batches
+    prepared = time.monotonic()
+    iterator, count, cells = batches.iterator(), 0, 0
+    next(iterator)
+    start = time.monotonic()
+    while time.monotonic() < start + seconds or not count:
+        cells += next(iterator)[batches.counted].size
+        count += 1
+    elapsed = time.monotonic() - start
+    return {
+        "measured": "pipeline",
+        "config": config.name,
+        "batches_per_second": count / elapsed,
+        "positions_per_second": cells / elapsed,
+        "batches": count,
+        "prepare_seconds": prepared - begin,
+        **_conditions(),
+    }
+
+
+def measure_checkpoints(mapping: Any, repeats: int) -> Result:
+    """Saves and restores the train state of a config, in a temporary folder (of TMPDIR), which is removed.
+
+    Returns: medians of seconds for which a save holds up training, until it is whole with its digests, and of a
+      restore, digests verified and arrays on their devices; bytes on disk.
+    Raises: UserError as `train` does.
+    """
+    _positive(repeats=repeats)
+    made = _prepare(mapping)
+    state = made.program.create()
+    held_up, whole, restores = [], [], []
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / "checkpoints") as checkpoints:
+        for step in range(repeats + 1):
+            jax.block_until_ready(state)
+            begin = time.monotonic()
+            checkpoints.save(step, vars(state), START, {})
+            held_up.append(time.monotonic() - begin)
+            checkpoints.wait()
+            whole.append(time.monotonic() - begin)
+            begin = time.monotonic()
+            jax.block_until_ready(checkpoints.restore_latest(made.program.shapes))
+            restores.append(time.monotonic() - begin)
+        size = sum(file.stat().st_size for file in (Path(folder) / "checkpoints" / str(repeats)).rglob("*"))
+    median = lambda seconds: statistics.median(seconds[1:])  # the first one compiles and imports
+    return {
+        "measured": "checkpoints",
+        "config": made.config.name,
+        "bytes": size,
+        "save_blocking_seconds": median(held_up),
+        "save_seconds": median(whole),
+        "restore_seconds": median(restores),
+        "repeats": repeats,
         **_conditions(),
     }
 
@@ -183,47 +291,106 @@ def measure_decoding(translator: Translator, lines: Sequence[str], repeats: int,
     }
 
 
+def describe(result: Result) -> list[tuple[str, str]]:
+    """What was measured, line by line: its name, and the numbers."""
+    rows = _ROWS[result["measured"]](result)
+    if "compile" in result:
+        rows.append(("compiled later", f"{result['programs_compiled_while_measuring']} programs while measuring"))
+    if "device_peak_bytes" in result:
+        rows.append(("device memory", f"{result['device_peak_bytes'] / 2**20:,.0f} MiB at most on one"))
+    if "peak_rss_bytes" in result:
+        rows.append(("peak memory", f"{result['peak_rss_bytes'] / 2**20:,.0f} MiB resident"))
+        rows.append(("devices", f"{result['devices']}, {result['cores']} cores, load {result['load_average']:.2f}"))
+    return rows
+
+
 def format_result(result: Result) -> str:
     """The result as a short table."""
-    compile_ = result["compile"]
-    programs = f"{compile_['programs']} programs, {compile_['from_cache']} of them from the cache"
-    if result["measured"] == "training":
-        rate = result["target_tokens_per_second"]
-        windows = " ".join(f"{value:,.0f}" for value in rate["windows"])
-        rows = [
-            ("target tokens/s", f"{rate['median']:,.0f} median, {rate['best']:,.0f} best, without padding"),
-            ("windows", windows),
-            ("step", f"{1000 * result['step_seconds']:.1f} ms, {result['steps']} steps"),
-            ("padding", f"{result['padding']:.1%} of target positions"),
-            ("parameters", f"{result['parameters']:,}"),
-            ("compile", f"{compile_['seconds']:.1f} s for {compile_['shapes']} shapes: {programs}"),
-        ]
-    else:
-        rate, search, alone = (
-            result[name] for name in ("lines_per_second", "search_lines_per_second", "single_line_seconds")
-        )
-        lengths, decoding = result["output_tokens"], result["decoding"]
-        rows = [
-            ("lines/s", f"{rate['median']:,.1f} median, {rate['best']:,.1f} best, text to text"),
-            ("search", f"{search['median']:,.1f} median, {search['best']:,.1f} best, tokens to tokens"),
-            ("single line", f"{1000 * alone['median']:.1f} ms median, {1000 * alone['worst']:.1f} ms worst"),
-            (
-                "outputs",
-                f"{lengths['mean']:.1f} tokens, {lengths['least']} to {lengths['most']}, without ends",
-            ),
-            ("decoding", f"{decoding['method']} {decoding['beam_size']}, {result['lines']} lines"),
-            ("compile", f"first call {compile_['first_call_seconds']:.1f} s: {programs}"),
-        ]
-    rows += [
-        ("compiled later", f"{result['programs_compiled_while_measuring']} programs while measuring"),
-        ("peak memory", f"{result['peak_rss_bytes'] / 2**20:,.0f} MiB resident"),
-        ("devices", f"{result['devices']}, {result['cores']} cores, load {result['load_average']:.2f}"),
+    return "\n".join(f"{name:<18}{text}" for name, text in describe(result))
+
+
+def result_table(result: Result) -> Table:
+    """The result, or all of several, as a table to paste."""
+    results = result["results"] if result["measured"] == "all" else [result]
+    rows = [(each["measured"] if k == 0 else "", *row) for each in results for k, row in enumerate(describe(each))]
+    return Table(result.get("config", ""), ("", "what", "measured"), rows, left=("what", "measured"))
+
+
+def _start_rows(result: Result) -> list[tuple[str, str]]:
+    rows = []
+    for state, parts in result["starts"].items():
+        split = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items() if name != "all")
+        rows.append((state, f"{parts['all']:.2f} s from the start of the process" + (f": {split}" if split else "")))
+    return rows
+
+
+def _training_rows(result: Result) -> list[tuple[str, str]]:
+    rate, compile_ = result["target_tokens_per_second"], result["compile"]
+    peaks = ", ".join(f"{peak['flops'] / 1e9:,.0f} in {dtype}" for dtype, peak in result["matmul_peaks"].items())
+    shares = ", ".join(f"{share:.1%} of the {dtype} peak" for dtype, share in result["utilisation"].items())
+    rows = [
+        ("target tokens/s", f"{rate['median']:,.0f} median, {rate['best']:,.0f} best, without padding"),
+        ("windows", " ".join(f"{value:,.0f}" for value in rate["windows"])),
+        ("step", f"{1000 * result['step_seconds']:.1f} ms, {result['steps']} steps"),
+        ("padding", f"{result['padding']:.1%} of target positions"),
+        ("model GFLOP/s", f"{result['model_flops_per_second'] / 1e9:,.0f}, padding included: {shares}"),
+        ("peak GFLOP/s", f"{peaks}: square matrix products"),
+        ("parameters", f"{result['parameters']:,}"),
+        ("compile", f"{compile_['seconds']:.1f} s for {compile_['shapes']} shapes: {_programs(compile_)}"),
     ]
-    return "\n".join(f"{name:<16}{text}" for name, text in rows)
+    if result["predicted_step_bytes"]:
+        rows.append(("predicted memory", f"{result['predicted_step_bytes'] / 2**20:,.0f} MiB a device, by XLA's plan"))
+    return rows
+
+
+def _decoding_rows(result: Result) -> list[tuple[str, str]]:
+    rate, search, alone = (
+        result[name] for name in ("lines_per_second", "search_lines_per_second", "single_line_seconds")
+    )
+    lengths, decoding, compile_ = result["output_tokens"], result["decoding"], result["compile"]
+    beam = f" {decoding['beam_size']}" if decoding["method"] == "beam" else ""
+    return [
+        ("lines/s", f"{rate['median']:,.1f} median, {rate['best']:,.1f} best, text to text"),
+        ("search", f"{search['median']:,.1f} median, {search['best']:,.1f} best, tokens to tokens"),
+        ("single line", f"{1000 * alone['median']:.1f} ms median, {1000 * alone['worst']:.1f} ms worst"),
+        ("outputs", f"{lengths['mean']:.1f} tokens, {lengths['least']} to {lengths['most']}, without ends"),
+        ("decoding", f"{decoding['method']}{beam}, {result['lines']} lines"),
+        ("compile", f"first call {compile_['first_call_seconds']:.1f} s: {_programs(compile_)}"),
+    ]
+
+
+def _pipeline_rows(result: Result) -> list[tuple[str, str]]:
+    rates = f"{result['batches_per_second']:,.1f} batches/s, {result['positions_per_second']:,.0f} target positions/s"
+    return [("input pipeline", rates), ("prepared in", f"{result['prepare_seconds']:.1f} s")]
+
+
+def _checkpoint_rows(result: Result) -> list[tuple[str, str]]:
+    save, whole, restore = (result[f"{name}_seconds"] for name in ("save_blocking", "save", "restore"))
+    return [
+        ("save", f"{1000 * save:.0f} ms held up, {1000 * whole:.0f} ms until whole, digests included"),
+        ("restore", f"{1000 * restore:.0f} ms, verified and on the devices"),
+        ("checkpoint", f"{result['bytes'] / 2**20:,.1f} MiB"),
+    ]
+
+
+_ROWS: dict[str, Callable[[Result], list[tuple[str, str]]]] = {
+    "training": _training_rows,
+    "decoding": _decoding_rows,
+    "pipeline": _pipeline_rows,
+    "checkpoints": _checkpoint_rows,
+    "start": _start_rows,
+}
+
+
+def _programs(compile_: Result) -> str:
+    return f"{compile_['programs']} programs, {compile_['from_cache']} of them from the cache"
 
 
 def _conditions() -> Result:
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    used = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
     return {
+        **({"device_peak_bytes": max(used)} if used else {}),
         "peak_rss_bytes": peak_memory(),
         "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
         "cores": os.cpu_count(),

@@ -1,6 +1,7 @@
 """What a training run would be, found out without training it: sizes, memory, arithmetic, placement, time."""
 
 import itertools
+import math
 import os
 import time
 from collections import Counter
@@ -13,7 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax.analysis.flops import matmul_flops
+from transformer_jax.analysis.flops import model_flops
+from transformer_jax.analysis.memory import shard_bytes, step_memory
 from transformer_jax.data.batches import START, Batches
 from transformer_jax.distributed import main_first
 from transformer_jax.experiment import RunConfig, parse_config, plain
@@ -43,7 +45,7 @@ class Shape:
     Attributes:
       name: the shapes of its arrays.
       share: of the batches of an epoch, 0 to 1.
-      matmul_flops: of the step's matrix products, counted in the traced program, over all devices.
+      matmul_flops: of the step's matrix products, as `model_flops` counts them, over all devices.
       xla_flops: XLA's count for one device, elementwise work included. None where the backend gives none.
       xla_memory: bytes on one device that XLA reserves while the step runs: its arguments, results and temporaries,
         what is donated counted once. None where the backend gives none.
@@ -138,18 +140,19 @@ def make_plan(mapping: Any, workdir: str | Path | None) -> Plan:
     compiled = compile_shapes(step, shapes, mesh, batches)
     compile_seconds = time.monotonic() - begin
     kinds = [abstract_batch(mesh, spec) for spec in batches.specs]
-    memory = {batch_kind(kind): _memory(compiled[batch_kind(kind)], shapes) for kind in kinds}
+    memory = {batch_kind(kind): step_memory(compiled[batch_kind(kind)], shapes) for kind in kinds}
     examples, counts = _sample(batches, mesh)
     times, timing = _time_steps(compiled, create, mesh, examples, max((m or 0 for m in memory.values()), default=0))
     described = []
     for kind in kinds:
         key = batch_kind(kind)
         seconds, tokens = times.get(key, (None, None))
+        share = 1.0 if tokens is None else tokens / math.prod(kind[batches.counted].shape)
         described.append(
             Shape(
                 name=", ".join(f"{name} {' x '.join(map(str, leaf.shape))}" for name, leaf in kind.items()),
                 share=counts[key] / counts.total(),
-                matmul_flops=matmul_flops(step.gradients, shapes.params, kind, shapes.step),
+                matmul_flops=model_flops(config, task, mesh, kind, share),
                 xla_flops=_xla_flops(compiled[key]),
                 xla_memory=memory[key],
                 seconds=seconds,
@@ -165,7 +168,7 @@ def make_plan(mapping: Any, workdir: str | Path | None) -> Plan:
         epoch_batches=len(batches.epoch(0)),
         modules=_modules(shapes.params),
         state_bytes=_state_bytes(shapes),
-        device_bytes=sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(shapes)),
+        device_bytes=sum(shard_bytes(leaf) for leaf in jax.tree.leaves(shapes)),
         placements=_placements(shapes.params),
         batch_placement=", ".join(np.ravel(BATCH[0]).tolist()),
         shapes=described,
@@ -209,30 +212,6 @@ def _sample(batches: Batches, mesh: Mesh) -> tuple[dict[Any, Any], Counter[Any]]
 def _xla_flops(program: TrainStep) -> float | None:
     counts = [(part.cost_analysis() or {}).get("flops") for part in (program.gradients, program.update)]
     return None if None in counts else float(sum(count or 0.0 for count in counts))
-
-
-def _memory(program: TrainStep, shapes: TrainState) -> int | None:
-    gradients, update = _reserved(program.gradients), _reserved(program.update)
-    return None if gradients is None or update is None else max(gradients + _optimizer_bytes(shapes), update)
-
-
-def _reserved(program: Any) -> int | None:
-    """Bytes on one device: arguments, results and temporaries, less the results that take an argument's place."""
-    found = program.memory_analysis()
-    if found is None:
-        return None
-    whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-    return int(whole - found.alias_size_in_bytes)
-
-
-def _optimizer_bytes(shapes: TrainState) -> int:
-    """What lies on a device while gradients are made, though their program does not take it: all but parameters."""
-    parts = (shapes.opt_state, shapes.ema_params)
-    return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(parts))
-
-
-def _shard_bytes(leaf: Any) -> int:
-    return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
 
 def _state_bytes(shapes: TrainState) -> dict[str, int]:

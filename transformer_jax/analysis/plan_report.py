@@ -69,7 +69,7 @@ def _step(plan: Plan) -> str:
     rule = "" if tokens is None else f"; by the rule 6 x parameters x tokens, {6e-9 * plan.parameters * tokens:,.2f}"
     notes = (
         f"Mean over an epoch: {plan.step_flops / 1e9:,.2f} GFLOP a step{rule}.",
-        "counted: matrix products of the traced step, both ways, loops and padding included, over all devices.",
+        "counted: matrix products of the traced step, both ways, padding included, nothing twice, over all devices.",
         "XLA: cost_analysis and memory_analysis of the compiled step, on one device; elementwise work included.",
     )
     return "\n".join([_columns(rows), *notes])
