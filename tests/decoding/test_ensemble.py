@@ -28,9 +28,9 @@ def mixed(*tables):
 @pytest.mark.parametrize("method", ["beam", "sample"])
 def test_an_ensemble_of_a_model_with_itself_is_the_model(method):
     settings = config(method=method)
-    few = SOURCES[:40]
-    alone = Decoder(TableModel(), settings).decode(PARAMS, few)
-    same(Decoder(TWO, settings).decode((PARAMS, PARAMS), few), alone)
+    short = [source for source in SOURCES if len(source) < 16]
+    alone = Decoder(TableModel(), settings).decode(PARAMS, short)
+    same(Decoder(TWO, settings).decode((PARAMS, PARAMS), short), alone)
 
 
 def test_a_wide_beam_over_two_models_equals_exhaustive_search_through_the_queue():

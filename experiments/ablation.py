@@ -1,0 +1,42 @@
+"""What does each ingredient of a translation config bring? Every one taken away or put in, by validation BLEU.
+
+    python experiments/ablation.py --config=configs/multi30k.py:best --study=studies/ablation --seeds=3
+    python experiments/ablation.py --config=configs/multi30k.py:best --study=studies/ablation --settings=base,r-drop
+
+Rows (SETTINGS in ablation_study.py has what each sets; those that set what the config has already are left out):
+subword sampling, vocabulary size, R-Drop and SimCut, label smoothing, schedule, optimizer, which weights are evaluated
+(the last, a moving average, the mean of eight checkpoints), layers of encoder and decoder, placement and kind of the
+norm, each kind of dropout, pretraining in both directions with the same number of steps in all. Apart from these, with
+the runs of the base: an ensemble of the seeds, and minimum-Bayes-risk decoding of samples, of a beam, and of the
+samples of all seeds.
+
+All else is as in the base: an optimizer or a schedule is tried at the learning rate of the base, not at its own best.
+Every run is an ordinary one, in STUDY/runs. Interrupted, the same command continues; what is done is not done again.
+Several processes can make different --settings in one study, `base` first. The table, as far as it is known, is in
+table.md and table.json. The test split is never read.
+"""
+
+from absl import flags
+
+from experiments import command_line
+from transformer_jax.host import prepare_cpu
+
+CONFIG = command_line.define_config()
+STUDY = flags.DEFINE_string("study", None, "folder of the study", required=True)
+SEEDS = flags.DEFINE_integer("seeds", 3, "runs of each setting: config.seed, config.seed + 1, …", lower_bound=1)
+SETTINGS = flags.DEFINE_list("settings", None, "which rows to make; default: all that apply")
+
+
+def main(arguments: list[str]) -> None:
+    del arguments
+    prepare_cpu()
+    from experiments.ablation_study import Study
+
+    study = Study(STUDY.value, CONFIG.value, SEEDS.value, SETTINGS.value)
+    for name in study.names:
+        study.make(name)
+    print(study.write_table())
+
+
+if __name__ == "__main__":
+    command_line.run_main(main)
