@@ -9,10 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from tests.made_files import recurrent_config, tiny_config
+from experiments.command_line import load_config
+from tests.made_files import CHECKOUT, recurrent_config, tiny_config
 from tests.made_images import tiny_image_config
-from tests.made_text import tiny_masked_config, tiny_text_config
+from tests.made_text import TINY_MASKED, tiny_masked_config, tiny_text_config
 from tests.models.tiny import drawn_like
+from transformer_jax.analysis.classification import ClassificationRun
+from transformer_jax.analysis.discrete_vae import DiscreteVaeRun
+from transformer_jax.analysis.image_classification import ImageClassificationRun
 from transformer_jax.analysis.language_model import LanguageModelRun
 from transformer_jax.analysis.masked_lm import MaskedRun
 from transformer_jax.analysis.text_to_image import TextToImageRun
@@ -34,8 +38,8 @@ def opened(kind: type, config: Any, seed: int = 0, **values: Any) -> Any:
     if "tokenizers" not in values and "tokenizer" not in values:
         pair = TokenizerPair(run.config.tokenizer, ByteTokenizer(), ByteTokenizer())
         vars(run).update(tokenizers=pair)
-    tokens = (jax.numpy.ones((1, 2), jax.numpy.int32),) * run.model.num_inputs
-    vars(run)["params"] = drawn_like(jax.eval_shape(run.model.init, jax.random.key(0), *tokens)["params"], seed)
+    shapes = jax.eval_shape(run.model.init, jax.random.key(0), *run.model.example())
+    vars(run)["params"] = drawn_like(shapes["params"], seed)
     return run
 
 
@@ -67,7 +71,7 @@ def without_features(value: Any, name: str) -> Any:
 
 
 def text_to_image_run(**changes: Any) -> TextToImageRun:
-    settings = {"image_tokenizer__run": "nowhere", "model__num_heads": 4, **changes}
+    settings = {"image_tokenizer__run": "nowhere", "model__num_heads": 4, "model__dtype": "float32", **changes}
     sizes = dict(
         image_size=12, channels=3, vocab_size=16, code_width=4, patch_size=4, width=4, halvings=0, num_blocks=1
     )
@@ -83,6 +87,24 @@ def masked_run(**changes: Any) -> MaskedRun:
     settings = {"model__num_heads": 4, "model__num_layers": 2, "model__norm_placement": "pre", **changes}
     letters = CharacterTokenizer(" abcdefghijklmnopqrstuvwxyz")
     return opened(MaskedRun, tiny_masked_config(Path("nowhere"), **settings), tokenizer=letters)
+
+
+def classification_run(level: str) -> ClassificationRun:
+    model = {key: value for key, value in TINY_MASKED.items() if key.startswith("model.")}
+    layers = {"model.num_heads": 4, "model.num_layers": 2, "model.norm_placement": "pre"}
+    settings = {**model, **layers, "model.level": level, "batching.max_length": 32}
+    config = load_config(f"{CHECKOUT / 'configs' / 'classification.py'}", [f"{k}={v}" for k, v in settings.items()])
+    letters = CharacterTokenizer(" abcdefghijklmnopqrstuvwxyz")
+    return opened(ClassificationRun, config, tokenizer=letters, labels=("bad", "fair", "good"))
+
+
+def image_classification_run() -> ImageClassificationRun:
+    settings = {"model__num_heads": 4, "model__num_layers": 2, "model__d_model": 16}
+    return opened(ImageClassificationRun, tiny_image_config("image_classification", **settings), tokenizer=None)
+
+
+def discrete_vae_run() -> DiscreteVaeRun:
+    return opened(DiscreteVaeRun, tiny_image_config("discrete_vae"), tokenizer=None)
 
 
 @dataclass(frozen=True)
@@ -105,6 +127,10 @@ class Made:
     edit: Callable[..., Any] = without_head
 
 
+def images(size: int, channels: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, size, size, channels)).astype(np.uint8)
+
+
 FAMILIES = {
     "translation": Made(
         translation_run,
@@ -120,7 +146,7 @@ FAMILIES = {
     ),
     "text_to_image": Made(
         text_to_image_run,
-        (["one two", "four", "a"], np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)),
+        (["one two", "four", "a"], images(12, 3)),
         lambda run, line: np.pad(run.inputs([line])[0], ((0, 0), (0, 1)), constant_values=EOS),
         lambda run, line, tokens: log_probs(run.model, run.params, run.text([line]), np.array([tokens]))[0],
     ),
@@ -132,11 +158,17 @@ RECURRENT = {
         edited="decoder/layer_0/output",
         edit=without_features,
     )
-    for attention in ("none", "luong")
+    for attention in ("none", "luong", "bahdanau")
 }
 NETWORKS = FAMILIES | RECURRENT
 """All that can be opened; what is asked of the layers of a Transformer is asked of FAMILIES alone."""
 ENCODERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "masked_lm": (masked_run, (["one two", "four [MASK]", "a"],)),
+    "classification, sentence": (partial(classification_run, "sentence"), (["one two", "four", "a"],)),
+    "classification, token": (partial(classification_run, "token"), (["one two", "four", "a"],)),
+    "image_classification": (image_classification_run, (images(32, 1),)),
 }
-"""Families that only read: what makes an opened run, and what can be captured."""
+"""Families with an encoder alone: what makes an opened run, and what can be captured."""
+AUTOENCODER: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "discrete_vae": (discrete_vae_run, (images(32, 3),))
+}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.analysis.made_runs import ENCODERS, FAMILIES, NETWORKS, without_head
+from tests.analysis.made_runs import AUTOENCODER, ENCODERS, FAMILIES, NETWORKS, without_head
 from transformer_jax.analysis.capture import read
 from transformer_jax.errors import UserError
 from transformer_jax.models.taps import COLLECTION
@@ -15,13 +15,13 @@ SEARCH = dict(method="beam", n_best=2, beam_size=3)
 
 def opened(name):
     """A run, and what of it can be captured."""
-    if name in ENCODERS:
-        make, texts = ENCODERS[name]
+    if name not in NETWORKS:
+        make, texts = (ENCODERS | AUTOENCODER)[name]
         return make(), texts
     return NETWORKS[name].make(), NETWORKS[name].texts
 
 
-@pytest.fixture(scope="module", params=[*NETWORKS, *ENCODERS])
+@pytest.fixture(scope="module", params=[*NETWORKS, *ENCODERS, *AUTOENCODER])
 def made(request):
     return opened(request.param)
 
@@ -31,15 +31,17 @@ def test_activations_are_those_of_the_model(made):
     inputs = run.inputs(*texts)
     found = run.capture(*texts)
     assert set(found) == set(run.points)
-    logits = jax.jit(lambda p: run.model.apply({"params": p}, *inputs))(run.params)
+    given = jax.jit(lambda p: run.model.apply({"params": p}, *inputs))(run.params)
+    logits = getattr(given, "logits", given)
     for row in range(3):
         used = len(run.pieces(inputs, row)[-1])
         np.testing.assert_allclose(found["logits"][row, :used], logits[row, :used], atol=2e-5)
     for name, value in found.items():
         assert len(value) == 3
         if name.endswith("/weights"):
+            side = run.sides(name)[0]
             for row in range(3):
-                used = len(run.pieces(inputs, row)[run.sides(name)[0]])
+                used = None if side is None else len(run.pieces(inputs, row)[side])
                 np.testing.assert_allclose(value[row, :, :used].sum(-1), 1.0, atol=1e-5)
 
 
@@ -52,10 +54,20 @@ def test_padding_does_not_show(made):
     lengths = [len(pieces) for pieces in run.pieces(inputs, 2)]
     apart = run.capture(*(side[2:] for side in texts), names=names)
     for name, value in apart.items():
-        rows, columns = run.sides(name)
-        assert value.shape[-2] == lengths[rows]
-        cut = together[name][2:, ..., : lengths[rows], : lengths[columns] if columns is not None else None]
+        used = [None if side is None else lengths[side] for side in run.sides(name)]
+        cut = together[name][2:, ..., : used[0], : used[1]]
+        assert cut.shape == value.shape
         np.testing.assert_allclose(cut, value, atol=2e-5)
+
+
+def test_edits_of_an_autoencoder_are_in_its_tokens_and_images():
+    run, (images,) = opened("discrete_vae")
+    tokens, zeros = run.encode_images(images), lambda value, name: 0 * value
+    assert tokens.shape == (3, run.model.config.grid**2)
+    assert (run.intervene({"encoder_blocks_*/features": zeros}).encode_images(images) != tokens).any()
+    edited = run.intervene({"decoder_blocks_*/features": zeros})
+    np.testing.assert_array_equal(edited.encode_images(images), tokens)
+    assert (edited.decode_images(tokens) != run.decode_images(tokens)).any()
 
 
 @pytest.mark.parametrize("network", [*FAMILIES, *ENCODERS])

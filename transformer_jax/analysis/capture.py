@@ -21,7 +21,7 @@ from transformer_jax.models.taps import COLLECTION, Network
 from transformer_jax.models.transformer import Params
 
 Inputs = tuple[np.ndarray, ...]
-"""What a network is called with: arrays int32[B, positions], zeros where a row has ended."""
+"""What a network is called with: arrays int32[B, positions], zeros where a row has ended, or images."""
 Sides = Callable[[str], tuple[int | None, int | None]]
 """``sides(name)``: along which of the inputs the last axis but one of an activation runs, and along which the last;
 None where it runs along none."""
@@ -61,10 +61,10 @@ def _captured(model: Network, chosen: tuple[str, ...], params: Params, inputs: I
 
 @lru_cache(maxsize=16)
 def points(model: Network) -> dict[str, jax.ShapeDtypeStruct]:
-    """All names of an unrolled network, with the shape and type each has for two positions of one sentence."""
+    """All names of an unrolled network, with the shape and type each has for two positions of one sentence, or one
+    image."""
     model = model.clone(interventions=None)
-    tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
-    inputs = (tokens,) * model.num_inputs
+    inputs = model.example()
     params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     _, state = jax.eval_shape(lambda p, *a: model.apply({"params": p}, *a, mutable=[COLLECTION]), params, *inputs)
     return read(state)
@@ -82,27 +82,25 @@ def matching(names: Iterable[str], patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
-def capture(
-    model: Network, params: Params, inputs: Inputs, names: Sequence[str], sides: Sides, limit: int
-) -> dict[str, np.ndarray]:
+def capture(model: Any, params: Params, inputs: Inputs, names: Sequence[str], sides: Sides) -> dict[str, np.ndarray]:
     """Activations in teacher forcing, by name.
 
     Args:
       model: unrolled; its interventions are at work, and what is read is what they leave.
       names: patterns.
-      limit: most positions that the network takes.
     Returns: arrays whose first axis is the batch's, in the network's own layout, over as many positions as ``inputs``
       has; what stands at padding means nothing.
     """
     chosen = matching(points(model), names)
-    padded = tuple(np.pad(rows, ((0, 0), (0, _room(rows.shape[1], limit) - rows.shape[1]))) for rows in inputs)
+    padded = tuple(_padded(rows, model.config.max_length) if rows.ndim == 2 else rows for rows in inputs)
     found = jax.device_get(_captured(model, chosen, params, padded))
     lengths = [rows.shape[1] for rows in inputs]
     return {name: cut(value, lengths, sides(name)) for name, value in found.items()}
 
 
-def _room(length: int, limit: int) -> int:
-    return max(length, min(limit, length + -length % STEP))
+def _padded(rows: np.ndarray, limit: int) -> np.ndarray:
+    length = rows.shape[1]
+    return np.pad(rows, ((0, 0), (0, max(length, min(limit, length + -length % STEP)) - length)))
 
 
 def unpadded(row: np.ndarray) -> list[int]:

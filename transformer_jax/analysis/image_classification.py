@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from transformer_jax.analysis.discrete_vae import refuse
+from transformer_jax.analysis.capture import Inputs
+from transformer_jax.analysis.discrete_vae import cells, refuse
 from transformer_jax.analysis.run import Run
 from transformer_jax.analysis.scores import begin_record, finish_record, format_scores
 from transformer_jax.data.images import array_batches, load_images
@@ -34,6 +35,17 @@ class ImageClassificationRun(Run):
     def classify(self, images: np.ndarray) -> np.ndarray:
         """Natural log-probabilities of the classes float32[n, num_classes] of images uint8[n, P, P, C]."""
         return classify(self.model, self.params, images)
+
+    def inputs(self, *texts: Any) -> Inputs:
+        """Images uint8[B, P, P, C], as they are."""
+        (images,) = texts
+        return (np.asarray(images),)
+
+    def pieces(self, inputs: Inputs, row: int = 0) -> list[list[str]]:
+        return [cells(self.model.config.image_size // self.model.config.patch_size)]
+
+    def sides(self, name: str) -> tuple[None, None]:
+        return None, None
 
     def evaluate(self, split: str, files: str | None, **settings: Any) -> tuple[dict[str, Any], str]:
         """As `Run.evaluate`: the loss and the accuracy. There are no files and settings."""

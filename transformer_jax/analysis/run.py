@@ -150,14 +150,16 @@ class Run:
 
     @property
     def points(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The names of all activations, with the shape and type each has for two positions of one sentence."""
+        """The names of all activations, with the shape and type each has for two positions of one sentence, or one
+        image."""
         return dict(points(self.model))
 
     def capture(self, *texts: Sequence[str], names: Sequence[str] = ("*",)) -> dict[str, np.ndarray]:
         """Activations in teacher forcing, by name.
 
         Args:
-          texts: what `inputs` takes: sources and targets for translation, texts for a language model.
+          texts: what `inputs` takes: sources and targets for translation, texts for a language model, images for an
+            image classifier.
           names: patterns of names, as `fnmatch` has them: see `points`.
         Returns: arrays in the network's layout, the batch's axis first. Shorter rows are padded at the end to the
           longest; what stands at padding means nothing.
@@ -167,8 +169,7 @@ class Run:
 
     def capture_inputs(self, inputs: Inputs, names: Sequence[str] = ("*",)) -> dict[str, np.ndarray]:
         """As `capture`, of tokens as the model is called with them."""
-        limit = self.model.config.max_length
-        return capture(self.model, self.params, inputs, names, self.sides, limit)
+        return capture(self.model, self.params, inputs, names, self.sides)
 
     def capture_search(
         self, lines: Sequence[str], names: Sequence[str] = ("*",), **overrides: Any

@@ -63,12 +63,10 @@ class ImageTokenizer:
         return digest.hexdigest()
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        tokens = map_rows(_method(self.config, "encode"), self.params, images)
-        return tokens.reshape(len(images), -1)
+        return encode_images(DiscreteVae(self.config), self.params, images)
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
-        grid = self.config.grid
-        return map_rows(_method(self.config, "decode"), self.params, tokens.reshape(-1, grid, grid))
+        return decode_images(DiscreteVae(self.config), self.params, tokens)
 
     def encode_split(self, dataset: ImageDataset, split: str) -> np.ndarray:
         """The tokens of all images of a split, remembered beside the prepared datasets."""
@@ -117,7 +115,17 @@ def _flat(params: Any) -> dict[str, np.ndarray]:
     return {"/".join(path): np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(params).items()}
 
 
+def encode_images(model: DiscreteVae, params: Any, images: np.ndarray) -> np.ndarray:
+    """Images uint8[n, P, P, C] to tokens int32[n, G²] in raster order."""
+    return map_rows(_method(model, "encode"), params, images).reshape(len(images), -1)
+
+
+def decode_images(model: DiscreteVae, params: Any, tokens: np.ndarray) -> np.ndarray:
+    """Tokens int32[n, G²] to images uint8[n, P, P, C]."""
+    grid = model.config.grid
+    return map_rows(_method(model, "decode"), params, tokens.reshape(-1, grid, grid))
+
+
 @lru_cache(maxsize=8)
-def _method(config: DiscreteVaeConfig, method: str) -> Any:
-    model = DiscreteVae(config)
+def _method(model: DiscreteVae, method: str) -> Any:
     return jax.jit(lambda params, x: model.apply({"params": params}, x, method=method))

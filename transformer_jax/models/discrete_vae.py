@@ -13,6 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from transformer_jax.models.layers import Axes, Embedding, Weights, need, uniform
+from transformer_jax.models.taps import Network, tap
 
 EPSILON = 0.1
 """Pixel values lie in [ε, 1-ε], where their logits are finite (appendix A.3)."""
@@ -84,7 +85,8 @@ class Convolution(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block with a bottleneck (appendix A.1), whose branch counts for ``gain``."""
+    """A residual block with a bottleneck (appendix A.1), whose branch counts for ``gain``. Point: ``features``
+    [B, H, W, features]."""
 
     features: int
     gain: float
@@ -95,7 +97,8 @@ class Block(nn.Module):
         straight = x if x.shape[-1] == self.features else Convolution(self.features, 1, name="skip")(x)
         for i in range(2):
             x = Convolution(hidden, 3, name=f"convolution_{i}")(nn.relu(x))
-        return straight + self.gain * Convolution(self.features, 1, name="output")(nn.relu(x))
+        y = straight + self.gain * Convolution(self.features, 1, name="output")(nn.relu(x))
+        return tap(self, "features", y)
 
 
 def unit(x: Array) -> Array:
@@ -113,15 +116,22 @@ class Relaxed(NamedTuple):
     log_scale: Array
 
 
-class DiscreteVae(nn.Module):
+class DiscreteVae(Network):
     """``model.apply({"params": params}, images, method="encode")`` gives tokens, method="decode" takes them.
 
     Codes are unit vectors that encoder and decoder share: logits are sharpness · cos(features, code), the sharpness is
     learned (l2-normalised codes of few dimensions: Yu et al. 2021, section 3.2). With a linear layer of free logits, as
     in Ramesh et al. 2021, fewer codes stay in use (docs/text_to_image.md).
+
+    Points: ``logits`` float32[B, G, G, V], ``location`` float32[B, P, P, C].
     """
 
     config: DiscreteVaeConfig
+
+    @nn.nowrap
+    def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        c = self.config
+        return (jax.ShapeDtypeStruct((1, c.image_size, c.image_size, c.channels), jnp.uint8),)
 
     def setup(self) -> None:
         c = self.config
@@ -148,7 +158,8 @@ class DiscreteVae(nn.Module):
                 x = nn.max_pool(x, (2, 2), (2, 2))
             for block in blocks:
                 x = block(x)
-        return jnp.exp(self.log_sharpness) * unit(self.encoder_output(nn.relu(x))) @ self.codes().T
+        logits = jnp.exp(self.log_sharpness) * unit(self.encoder_output(nn.relu(x))) @ self.codes().T
+        return tap(self, "logits", logits)
 
     def codes(self) -> Array:
         """Their embeddings, float32[V, code_width], of length one."""
@@ -166,7 +177,7 @@ class DiscreteVae(nn.Module):
         patches = self.decoder_output(nn.relu(x)).reshape(-1, side, side, c.patch_size, c.patch_size, 2 * c.channels)
         pixels = patches.swapaxes(2, 3).reshape(-1, c.image_size, c.image_size, 2 * c.channels)
         location, log_scale = jnp.split(pixels, 2, axis=-1)
-        return location, jnp.maximum(log_scale, LEAST_LOG_SCALE)
+        return tap(self, "location", location), jnp.maximum(log_scale, LEAST_LOG_SCALE)
 
     def __call__(self, images: Array, seeds: Array | None = None, temperature: Array | float = 1.0) -> Relaxed:
         """Tokens relaxed by Gumbel noise of ``seeds`` uint32[B] at a temperature float32[B, 1, 1, 1] (Jang et al. 2016;

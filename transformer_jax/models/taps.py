@@ -105,6 +105,11 @@ class Network(nn.Module, kw_only=True):
     interventions: Interventions | None = None
 
     @nn.nowrap
+    def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Of what it is called with: two positions of one sentence."""
+        return (jax.ShapeDtypeStruct((1, 2), jnp.int32),) * self.num_inputs
+
+    @nn.nowrap
     def apply(self, *args: Any, **kwargs: Any) -> Any:
         if self.interventions is None:
             return super().apply(*args, **kwargs)

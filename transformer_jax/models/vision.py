@@ -5,7 +5,9 @@ Notation: B batch, P side of an image, C channels, T patches, D d_model.
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import Array
 
 from transformer_jax.models.layers import Embedding, Seeds, Weights, dropout, need, product
@@ -43,7 +45,13 @@ class VisionTransformer(Network):
     Points: ``embeddings`` [B, T, D], ``logits`` float32[B, num_classes].
     """
 
+    last_stack = "encoder"
     config: VisionTransformerConfig
+
+    @nn.nowrap
+    def example(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        c = self.config
+        return (jax.ShapeDtypeStruct((1, c.image_size, c.image_size, c.channels), jnp.uint8),)
 
     def setup(self) -> None:
         c = self.config
