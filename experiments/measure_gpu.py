@@ -64,11 +64,11 @@ def commands(folder: str, seconds: float, multi30k: str | None, tatoeba: str | N
         found[f"{name}-peer"] = [[PEERS, "train", "--peer=transformer", *config, *turns, output(f"{name}-peer")]]
     found["gpt2"] = [[BENCHMARK, "train", *gpt, *speed, output("gpt2")]]
     found["gpt2-peer"] = [[PEERS, "train", *gpt, *turns, output("gpt2-peer")]]
-    tuned = {
-        "base-chunk": [base, "task.loss_chunk=1024,4096,16384"],
-        "base-attention": [base, "model.attention_implementation=plain,xla,cudnn"],
-        "gpt2-attention": [gpt, "model.attention_implementation=plain,xla,cudnn"],
-        "gpt2-rows": [gpt, "batching.rows=16,32,64"],
+    tuned: dict[str, tuple[list[str], str]] = {
+        "base-chunk": (base, "task.loss_chunk=1024,4096,16384"),
+        "base-attention": (base, "model.attention_implementation=plain,xla,cudnn"),
+        "gpt2-attention": (gpt, "model.attention_implementation=plain,xla,cudnn"),
+        "gpt2-rows": (gpt, "batching.rows=16,32,64"),
     }
     for name, (config, varied) in tuned.items():
         found[name] = [[BENCHMARK, "scan", *config, f"--of={varied}", f"--seconds={seconds / 3:g}", output(name)]]
