@@ -40,7 +40,7 @@ def main(config_file: str, begin: str, result: str) -> None:
             ends["first step"] = time.monotonic()
             raise _Done
 
-    loop.Trainer = Watched  # type: ignore[misc,assignment]
+    loop.Trainer = Watched  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Done):
         loop.train(json.loads(Path(config_file).read_text()), Path(folder) / "run")
     times = [float(begin), *ends.values()]

@@ -76,9 +76,8 @@ def _times(name: str, parameters: dict[str, Any], share: float) -> float:
     if name == "scan":
         return int(parameters["length"])
     if name == "shard_map":  # its program is one device's
-        # The name depends on jax's version.
-        axes = parameters["newly_manual_axes" if "newly_manual_axes" in parameters else "manual_axes"]
-        return math.prod(parameters["mesh"].shape[axis] for axis in axes)
+        name = "newly_manual_axes" if "newly_manual_axes" in parameters else "manual_axes"  # by jax's version
+        return math.prod(parameters["mesh"].shape[axis] for axis in parameters[name])
     if name == "while":
         return max(1.0, share * _slices(parameters["body_jaxpr"].jaxpr))
     return 1
