@@ -86,28 +86,11 @@ def commands(folder: str, seconds: float, multi30k: str | None, tatoeba: str | N
     ]
     found["multi30k"] += [["experiments/evaluate.py", run, "--split=validation"] for run in runs]
     if tatoeba:
-        sizes = {
-            "dataset.path": tatoeba,
-            "dataset.source_language": "de",
-            "dataset.target_language": "en",
-            **{f"dataset.{split}": f"{file}.de.gz,{file}.en.gz" for split, file in SPLITS.items()},
-            "tokenizer.vocab_size": 10_000,
-            "batching.tokens_per_batch": 16_384,
-            "model.num_encoder_layers": 6,
-            "model.num_decoder_layers": 6,
-            "model.d_model": 512,
-            "model.d_ff": 1024,
-            "model.num_heads": 8,
-            "model.dtype": "bfloat16",
-            "task.loss_chunk": 4096,
-        }
         run = f"--workdir={folder}/tatoeba"
-        found["tatoeba"] = [["experiments/train.py", "--config=configs/parallel_text.py", *_set(sizes), run]]
+        config = ["--config=configs/tatoeba.py:gpu", *_set({"dataset.path": tatoeba})]
+        found["tatoeba"] = [["experiments/train.py", *config, run]]
         found["tatoeba"] += [["experiments/evaluate.py", f"{folder}/tatoeba", "--split=validation"]]
     return found
-
-
-SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 
 
 def _set(values: dict[str, object]) -> list[str]:
