@@ -30,7 +30,7 @@ def base() -> ConfigDict:
     config.model.positions = "learned"
     config.model.activation = "gelu"
     config.model.attention_bias = True
-    config.model.dropout_rate = 0.05
+    config.model.dropout_rate = 0.1
     config.model.embedding_dropout_rate = 0.0
 
     config.task = ConfigDict()
@@ -49,11 +49,11 @@ def base() -> ConfigDict:
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 1.0
 
-    config.training.total_steps = 4000
+    config.training.total_steps = 12_000
     config.training.ema_decay = 0.995
-    config.checkpoints.every_steps = 500
+    config.checkpoints.every_steps = 1000
     config.checkpoints.keep_latest = 2
-    config.evaluation.every_steps = 500
+    config.evaluation.every_steps = 1000
     config.evaluation.weights = "ema"
     config.evaluation.metric = "accuracy"
     return config

@@ -101,6 +101,7 @@ def get_config(variant: str = "shapes") -> ConfigDict:
         config.evaluation.classifier = "runs/mnist-vit"
         config.evaluation.metric = "accuracy"
         config.training.total_steps = 3000
+        config.decoding.guidance = 2.0
     elif variant == "smoke":
         config.model.num_layers = 2
         config.model.d_model = 16
