@@ -127,7 +127,7 @@ def _speeds(results: Results) -> str:
 def _plot_accuracy(tested: list[Record], file: Path) -> None:
     """A panel a task: accuracy against distance, the trained distances on grey; bars span the seeds."""
     tasks = [task for task in GENERATED if any(record["task"] == task for record in tested)]
-    figure = Figure(figsize=(3.1 * len(tasks), 2.9), layout="constrained")
+    figure = Figure(figsize=(max(5.0, 3.1 * len(tasks)), 3.1), layout="constrained")
     axes = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for axis, task in zip(axes, tasks, strict=True):
         generated = GENERATED[task]
@@ -146,7 +146,8 @@ def _plot_accuracy(tested: list[Record], file: Path) -> None:
                 )
         axis.set(title=task, xlabel=generated.counts, ylim=(-4, 104))
     axes[0].set_ylabel("right in full, %")
-    axes[-1].legend(fontsize=7, loc="lower left")
+    shown = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), fontsize=8, loc="outside upper center", ncols=len(shown))
     figure.savefig(file, dpi=90)
 
 

@@ -42,7 +42,7 @@ def searched(run):
     return run.trace("one two", method="beam", n_best=3, **settings).found
 
 
-@pytest.fixture(params=[*LAYOUTS, "lstm, luong"])
+@pytest.fixture(params=[*LAYOUTS, "lstm, luong", "lstm, bahdanau"])
 def examined(request):
     return of_family(request.param)
 

@@ -171,6 +171,13 @@ def test_the_commands(trained, tmp_path):
     assert [(row["line"], row["text"]) for row in rows] == [(1, "ree three."), (2, " seven.")]
     done = command("generate", trained, "--prompt=fo", "--method=greedy")
     assert (done.returncode, done.stdout) == (0, "four four.\n")
+    task = tmp_path / "task.jsonl"
+    task.write_text(
+        "".join(f'{{"prompt": "{w} ", "choices": ["{w}.", "zzz."], "answer": 0}}\n' for w in ("two", "six"))
+    )
+    done = command("few_shot", trained, task)
+    assert done.returncode == 0, done.stderr
+    assert "2 items, 0 shots; chance is 50.0%\nsum            100.0%" in done.stdout
     done = command("translate", trained, prompts)
     assert done.returncode == 2
     assert "family language_model, this is for translation; use experiments/evaluate.py" in done.stderr

@@ -115,6 +115,7 @@ OTHER = {
         "tie_embeddings": "none",
     },
 }
+ATTENTIONS = ("none", "luong", "bahdanau")
 CASES: dict[str, tuple[Any, ...]] = {
     # name: mesh, optimizer, accumulation, model
     "one": (ONE, "adamw", 1, {}),
@@ -122,8 +123,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "fsdp 8": (FSDP, "adamw", 1, {"remat": "dots"}),
     "tensor 4 data 2": (TENSOR, "adamw", 2, {}),
     "2 2 2": (ALL, "adamw", 1, {"remat": "full"}),
-    **{f"{kind} one": (ONE, "adamw", 1, {"attention": kind}) for kind in ("none", "luong")},
-    **{f"{kind} 2 2 2": (ALL, "adamw", 2, {"attention": kind}) for kind in ("none", "luong")},
+    **{f"{kind} one": (ONE, "adamw", 1, {"attention": kind}) for kind in ATTENTIONS},
+    **{f"{kind} 2 2 2": (ALL, "adamw", 2, {"attention": kind}) for kind in ATTENTIONS},
     "muon one": (ONE, "muon", 2, OTHER["muon"]),
     "muon 2 2 2": (ALL, "muon", 2, {**OTHER["muon"], "remat": "weights"}),
     "schedule_free_adamw one": (ONE, "schedule_free_adamw", 1, OTHER["schedule_free_adamw"]),

@@ -50,7 +50,7 @@ def test_twenty_steps_and_translations_are_those_of_one_device(results: dict[str
     assert len({str(best[0]) for best in wanted["translations"]}) > 3
 
 
-@pytest.mark.parametrize("attention", ["none", "luong"])
+@pytest.mark.parametrize("attention", ["none", "luong", "bahdanau"])
 def test_recurrent_networks_too(results: dict[str, Any], attention: str) -> None:
     found, wanted = results[f"{attention} 2 2 2"], results[f"{attention} one"]
     np.testing.assert_allclose(found["losses"], wanted["losses"], rtol=1e-5)
