@@ -1,9 +1,9 @@
 """Runs the measurements that want a GPU, one after another, each with its command, log and result in a folder.
 
     python experiments/measure_gpu.py --list
-    python experiments/measure_gpu.py --folder=gpu
-    python experiments/measure_gpu.py --folder=gpu --only=base,base-peer --seconds=20
-    python experiments/measure_gpu.py --folder=gpu --multi30k=FOLDER --tatoeba=FOLDER
+    python experiments/measure_gpu.py --results=gpu
+    python experiments/measure_gpu.py --results=gpu --only=base,base-peer --seconds=20
+    python experiments/measure_gpu.py --results=gpu --multi30k=FOLDER --tatoeba=FOLDER
 
 Speeds are of made text (experiments/benchmarking/made_text.py), which needs no download; Multi30k and Tatoeba are
 trained to their end, from folders of train, val (valid) and test files. The measurements named -peer install PyTorch
@@ -21,7 +21,7 @@ from absl import flags
 from experiments import command_line
 from transformer_jax.errors import UserError
 
-FOLDER = flags.DEFINE_string("folder", "gpu", "for made text, logs, runs and results")
+RESULTS = flags.DEFINE_string("results", "gpu", "folder for made text, logs, runs and results")
 LIST = flags.DEFINE_bool("list", False, "print the commands, and stop")
 ONLY = flags.DEFINE_list("only", [], "names of the measurements to run; default: all")
 SECONDS = flags.DEFINE_float("seconds", 60.0, "of each measurement of speed")
@@ -98,8 +98,8 @@ def _set(values: dict[str, object]) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    folder = Path(FOLDER.value)
-    found = commands(FOLDER.value, SECONDS.value, MULTI30K.value, TATOEBA.value)
+    folder = Path(RESULTS.value)
+    found = commands(RESULTS.value, SECONDS.value, MULTI30K.value, TATOEBA.value)
     unknown = [name for name in ONLY.value if name not in found]
     if unknown:
         raise UserError(f"--only: there is no measurement {unknown[0]}; there are {', '.join(found)}.")

@@ -42,6 +42,7 @@ TINY = {
         "evaluation.images": 4,
         "evaluation.metric": "image_nll",
         "decoding.batch_size": 8,
+        "decoding.guidance": 1.0,
     },
     "image_classification": {
         "optimizer.peak_learning_rate": 1e-2,

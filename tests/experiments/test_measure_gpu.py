@@ -37,7 +37,7 @@ def test_its_commands_have_sound_configs_and_known_flags(name, monkeypatch):
 
 
 def test_the_list_can_be_pasted():
-    listed = command("measure_gpu", "--list", "--only=base,beam", "--folder=there")
+    listed = command("measure_gpu", "--list", "--only=base,beam", "--results=there")
     assert listed.returncode == 0
     assert "# base\npython experiments/benchmark.py train --config=configs/wmt14.py:base" in listed.stdout
     assert "--output=there/beam.json" in listed.stdout
