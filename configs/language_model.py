@@ -124,6 +124,26 @@ def shakespeare(config: ConfigDict) -> None:
     config.decoding.prompt_begins = "anywhere"
 
 
+def shakespeare_gpu(config: ConfigDict) -> None:
+    """The same with nanoGPT's GPU settings: 6 layers of 384, contexts of 256, 5,000 steps; it overfits by then."""
+    shakespeare(config)
+    config.batching.rows = 64
+    config.batching.length = 256
+    config.model.num_layers = 6
+    config.model.d_model = 384
+    config.model.d_ff = 1536
+    config.model.num_heads = 6
+    config.model.max_length = 256
+    config.model.dropout_rate = 0.2
+    config.model.embedding_dropout_rate = 0.2
+    config.model.attention_dropout_rate = 0.2
+    config.model.dtype = "bfloat16"
+    config.optimizer.peak_learning_rate = 1e-3
+    config.training.total_steps = 5000
+    config.evaluation.stride = 256
+    config.decoding.max_tokens = 192
+
+
 def published(config: ConfigDict, layers: int, width: int, heads: int, length: int) -> None:
     """A published size, with what training at such sizes needs."""
     config.tokenizer.vocab_size = VOCABULARY
@@ -144,11 +164,13 @@ def published(config: ConfigDict, layers: int, width: int, heads: int, length: i
 
 
 def get_config(variant: str = "python") -> ConfigDict:
-    """`python`, `shakespeare`, `files`, `lm1b`, a published size, or `smoke`: a few steps, to see that all works."""
+    """`python`, `shakespeare`, `shakespeare-gpu`, `files`, `lm1b`, a published size, or `smoke`: a few steps."""
     config = base()
     config.name = f"language_model-{variant}"
     if variant == "shakespeare":
         shakespeare(config)
+    elif variant == "shakespeare-gpu":
+        shakespeare_gpu(config)
     elif variant == "files":
         config.dataset.name = "text_files"
     elif variant == "lm1b":
@@ -184,6 +206,6 @@ def get_config(variant: str = "python") -> ConfigDict:
         config.checkpoints.every_steps = 10
         config.evaluation.every_steps = 10
     elif variant != "python":
-        known = ["python", "shakespeare", "files", "lm1b", *GPT2, *GPT3, "smoke"]
+        known = ["python", "shakespeare", "shakespeare-gpu", "files", "lm1b", *GPT2, *GPT3, "smoke"]
         raise ValueError(f"unknown variant {variant!r}; known: {', '.join(known)}")
     return config

@@ -5,9 +5,10 @@
     python experiments/measure_gpu.py --results=gpu --only=base,base-peer --seconds=20
     python experiments/measure_gpu.py --results=gpu --multi30k=FOLDER --tatoeba=FOLDER
 
-Speeds are of made text (experiments/benchmarking/made_text.py), which needs no download; Multi30k and Tatoeba are
-trained to their end, from folders of train, val (valid) and test files. The measurements named -peer install PyTorch
-on first use. One that fails is reported, and the next one begins. Everything can be repeated with the commands shown.
+Speeds are of made text (experiments/benchmarking/made_text.py), which needs no download; Shakespeare, Multi30k and
+Tatoeba are trained to their end, the last two from folders of train, val (valid) and test files. The measurements named
+-peer install PyTorch on first use. One that fails is reported, and the next one begins. Everything can be repeated with
+the commands shown.
 """
 
 import shlex
@@ -77,6 +78,11 @@ def commands(folder: str, seconds: float, multi30k: str | None, tatoeba: str | N
     found["start"] = [[BENCHMARK, "start", *base, output("start")]]
     found["memory"] = [[BENCHMARK, "memory", *base, "--vocabularies=8000,37000,64000", output("memory")]]
     found["profile"] = [[BENCHMARK, "profile", *base, f"--trace={folder}/trace", output("profile")]]
+    run, nanogpt = f"{folder}/shakespeare", "--config=configs/language_model.py:shakespeare-gpu"
+    found["shakespeare"] = [
+        ["experiments/train.py", nanogpt, f"--workdir={run}"],
+        ["experiments/evaluate.py", run, "--split=validation"],
+    ]
     best = "configs/multi30k.py:best"
     at = _set({"dataset.path": multi30k}) if multi30k else []
     runs = [f"{folder}/multi30k-{seed}" for seed in SEEDS]

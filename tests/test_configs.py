@@ -42,7 +42,7 @@ IMAGES = {
     "text_to_image": ["shapes", "mnist", "smoke"],
     "image_classification": ["mnist", "smoke"],
 }
-TEXT = ["python", "shakespeare", "files", "lm1b", "gpt2", "gpt3-175b", "smoke"]
+TEXT = ["python", "shakespeare", "shakespeare-gpu", "files", "lm1b", "gpt2", "gpt3-175b", "smoke"]
 
 
 def read(spec: str, *overrides: str) -> RunConfig:

@@ -6,6 +6,7 @@ What else can be done with a run depends on its family, and is in the subclass o
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -31,6 +32,17 @@ from transformer_jax.training.metric_writer import read_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RUNS = {
+    "translation": "TranslationRun",
+    "language_model": "LanguageModelRun",
+    "masked_lm": "MaskedRun",
+    "classification": "ClassificationRun",
+    "discrete_vae": "DiscreteVaeRun",
+    "text_to_image": "TextToImageRun",
+    "image_classification": "ImageClassificationRun",
+}
+"""The class of a family's runs, in the module here that is called like the family."""
 
 
 class Run:
@@ -287,26 +299,11 @@ def load_run(path: str | Path, checkpoint: str = "best") -> Any:
     Returns: the `Run` of the family that its config names: `TranslationRun` …
     Raises: UserError when there is no run, or no such checkpoint.
     """
-    from transformer_jax.analysis.classification import ClassificationRun
-    from transformer_jax.analysis.discrete_vae import DiscreteVaeRun
-    from transformer_jax.analysis.image_classification import ImageClassificationRun
-    from transformer_jax.analysis.language_model import LanguageModelRun
-    from transformer_jax.analysis.masked_lm import MaskedRun
-    from transformer_jax.analysis.text_to_image import TextToImageRun
-    from transformer_jax.analysis.translation import TranslationRun
-
-    runs = {
-        "translation": TranslationRun,
-        "language_model": LanguageModelRun,
-        "masked_lm": MaskedRun,
-        "classification": ClassificationRun,
-        "discrete_vae": DiscreteVaeRun,
-        "text_to_image": TextToImageRun,
-        "image_classification": ImageClassificationRun,
-    }
     directory = RunDirectory.open(path)
     config = parse_config(directory.config)
-    run = runs[config.family](directory, config, checkpoint)
+    # What one family needs is imported, no more: who translates need not wait for what reads images.
+    kind = getattr(import_module(f"transformer_jax.analysis.{config.family}"), RUNS[config.family])
+    run = kind(directory, config, checkpoint)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         enable_compilation_cache()
     return run

@@ -18,7 +18,7 @@ from transformer_jax.run_directory import RunDirectory, write_json
 from transformer_jax.training.checkpoints import EVALUATED, Checkpoints
 from transformer_jax.training.digests import digests
 from transformer_jax.training.metric_writer import best_mode
-from transformer_jax.training.step import TrainState
+from transformer_jax.training.step import TrainState, parameter_boxes
 from transformer_jax.training.tasks import Task
 
 
@@ -117,7 +117,7 @@ def initialize(
     there = read_parameters(other, config.checkpoint, "initialize.checkpoint")
     foreign = set()
     if digests(run.tokenizer) != digests(other.tokenizer):
-        boxes = _by_path(jax.eval_shape(task.init, jax.random.key(0)), is_leaf=lambda x: hasattr(x, "names"))
+        boxes = _by_path(parameter_boxes(task), is_leaf=lambda x: hasattr(x, "names"))
         foreign = {path for path, box in boxes.items() if "vocab" in box.names}
     taken, report = take(config, state.params, there, foreign)
     if is_main():

@@ -182,12 +182,15 @@ class Trainer:
     def train(self) -> Outcome:
         """Continues from the newest good checkpoint, or starts; returns when the run is complete or asked to stop."""
         total, evaluation, compiles = self.config.training.total_steps, self.config.evaluation, CompileCounter()
-        with self.checkpoints:
+        with self.checkpoints, ThreadPoolExecutor(1) as beside:
             found = self.checkpoints.restore_latest(self.shapes)
-            self.first, self.state, position = found if found else (0, self._start(), None)
+            self.first, restored, position = found if found else (0, None, None)
             complete = lambda: exhausted(_until(self.run.metrics, self.first), evaluation)
             if self.first >= total or (found and from_main(complete)):
                 return Outcome(self.first, finished=True)
+            started = beside.submit(lambda: restored or self._start())  # what makes a state is compiled beside the step
+            if self.config.initialize.run:
+                started.result()  # may refuse: before anything is written
             self.number, self.iterator = self.first, self._data(position)
             self.evaluator = self.experiment.make_evaluator(self.mesh)  # may refuse: before anything is written
             with (
@@ -206,6 +209,7 @@ class Trainer:
                 self.progress.message(
                     f"compiled       {len(self.compiled)} batch shapes in {time.monotonic() - begin:.1f} s"
                 )
+                self.state = started.result()
                 self.window = Window(
                     self.writer, self.progress, self.config.training.log_every_steps, compiles, self.task
                 )

@@ -1,5 +1,6 @@
 """The train state and the one pure step that every family trains with: ``step(state, batch) -> (state, metrics)``."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,18 +49,25 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
 
     ``create()`` makes the state on the mesh where it will live; no device ever holds what is not its own.
     """
-    rng = jax.random.key(seed)
+    boxed = parameter_boxes(task)
 
-    def create() -> TrainState:
-        params = nn.unbox(task.init(rng))
+    def start(params: Any) -> TrainState:
         average = jax.tree.map(jnp.copy, params) if ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, GuardState.start())
 
-    shapes = jax.eval_shape(create)
-    parameters = parameter_shardings(mesh, jax.eval_shape(task.init, rng))
-    shardings = state_shardings(mesh, shapes, shapes.params, parameters)
+    shapes = jax.eval_shape(start, nn.unbox(boxed))
+    shardings = state_shardings(mesh, shapes, shapes.params, parameter_shardings(mesh, boxed))
     placed = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, shardings)
-    return placed, jax.jit(create, out_shardings=shardings)
+    # It runs once, so what a CPU's compiler would spend on making it fast is lost.
+    once = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    create = lambda: start(nn.unbox(task.init(jax.random.key(seed))))
+    return placed, jax.jit(create, out_shardings=shardings, compiler_options=once)
+
+
+@functools.lru_cache(maxsize=8)
+def parameter_boxes(task: Task) -> Any:
+    """The shapes of a task's parameters, boxed with their logical axis names. Tracing a model takes a while: once."""
+    return jax.eval_shape(task.init, jax.random.key(0))
 
 
 def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..., tuple[Sums, Any]]:
@@ -70,7 +78,7 @@ def sums_and_gradients(task: Task, mesh: Mesh, accumulation: int) -> Callable[..
     microbatches one after the other. Parameters sharded over fsdp are gathered at their use and their gradients
     scattered back (`sharding.gather`); one all-reduce then adds up the rest. The tensor axis is left to the compiler.
     """
-    axes, specs = manual_axes(mesh), parameter_specs(mesh, jax.eval_shape(task.init, jax.random.key(0)))
+    axes, specs = manual_axes(mesh), parameter_specs(mesh, parameter_boxes(task))
     whole = mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
 
     def local(params: Any, batch: Batch, seeds: Array) -> tuple[Sums, Any]:
@@ -187,7 +195,7 @@ def make_train_step(
 
 def make_evaluation_step(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Sums]:
     """Jitted ``f(params, batch) -> sums`` over the global batch, without dropout; on every device the same."""
-    axes, specs = manual_axes(mesh), parameter_specs(mesh, jax.eval_shape(task.init, jax.random.key(0)))
+    axes, specs = manual_axes(mesh), parameter_specs(mesh, parameter_boxes(task))
 
     def local(params: Any, batch: Batch, seeds: None) -> Sums:
         sums = task.loss(at_use(params, specs), batch, seeds)[1]

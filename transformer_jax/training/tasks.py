@@ -45,6 +45,8 @@ class TaskConfig:
 class Task(Protocol):
     """What the training step needs to know of a family."""
 
+    def __hash__(self) -> int: ...
+
     def init(self, rng: Array) -> Any:
         """Parameters, boxed with their logical axis names."""
         ...
