@@ -20,7 +20,15 @@ SHARES = (1.0, 0.1, 0.01)
 STEPS = {1.0: (800, 80), 0.1: (300, 25), 0.01: (120, 10)}  # steps, and how many lie between evaluations
 SEEDS = (1, 2, 3, 4, 5)
 TUNING_SEEDS = {1.0: (101,), 0.1: (101,), 0.01: (101, 102, 103)}  # the fewer the labels, the noisier one score
-CHOICES = {"optimizer.peak_learning_rate": (5e-4, 2e-3, 5e-3), "model.dropout_rate": (0.1, 0.3)}
+CHOICES = {
+    "layers": ("pre", "post"),
+    "optimizer.peak_learning_rate": (5e-4, 2e-3, 5e-3),
+    "model.dropout_rate": (0.1, 0.3),
+}
+LAYERS = {
+    "pre": {"model.norm_placement": "pre", "model.initializer": "xavier"},
+    "post": {"model.norm_placement": "post", "model.initializer": "bert"},  # as BERT's
+}
 OTHER_TEXT = ("multi30k/train.en.gz", "tatoeba_de_en/train.en.gz")
 REPEATS = 4  # of the reviews among the unlabelled text, of which they are an eighth
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -31,8 +39,6 @@ SIZES = {
     "model.num_heads": 4,
     "model.max_length": 64,
     "model.attention_dropout_rate": 0.0,
-    "model.norm_placement": "pre",
-    "model.initializer": "xavier",
     "model.dtype": "bfloat16_products",
 }
 PRETRAINING = {
@@ -88,11 +94,11 @@ class Study:
                 write_text(folder / f"{name}.txt", "".join(f"{line}\n" for line in texts))
         return folder
 
-    def pretrained(self) -> Path:
-        """The run that the pretrained side starts from, trained to its end."""
+    def pretrained(self, layers: str) -> Path:
+        """The run that the pretrained side starts from with such layers, trained to its end."""
         steps = {"training.total_steps": self.pretraining_steps}
-        settings = {"dataset.path": self.write_text(), **steps, **PRETRAINING}
-        return self._train("masked_lm.py:files", "pretraining", settings)
+        settings = {"dataset.path": self.write_text(), **steps, **PRETRAINING, **LAYERS[layers]}
+        return self._train("masked_lm.py:files", f"pretraining-{layers}", settings)
 
     def make(self, side: str, share: float) -> None:
         """One cell of the table: tunes on validation, then trains and tests with every seed."""
@@ -111,8 +117,9 @@ class Study:
         write_json(self.folder / f"cell-{side}-{share}.json", cell)
         self.write_table()
 
-    def _fine_tune(self, side: str, share: float, seed: int, option: dict[str, float]) -> Path:
+    def _fine_tune(self, side: str, share: float, seed: int, option: dict[str, Any]) -> Path:
         steps, every = STEPS[share]
+        layers, chosen = option["layers"], {key: value for key, value in option.items() if key != "layers"}
         settings: dict[str, Any] = {
             "seed": seed,
             "dataset.path": self.data / "movie_reviews",
@@ -121,13 +128,13 @@ class Study:
             "evaluation.every_steps": every,
             "checkpoints.every_steps": every,
             **FINE_TUNING,
-            **option,
+            **chosen,
             "model.embedding_dropout_rate": option["model.dropout_rate"],
         }
         if side == "pretrained":
-            spec = f"classification.py:reviews,{self.pretrained()}"
+            spec = f"classification.py:reviews,{self.pretrained(layers)}"
         else:
-            spec, settings = "classification.py:reviews", {**SIZES, **settings}
+            spec, settings = "classification.py:reviews", {**SIZES, **LAYERS[layers], **settings}
         named = "-".join(str(value) for value in option.values())
         return self._train(spec, f"{side}-{share}-seed{seed}-{named}", settings)
 

@@ -17,7 +17,9 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(polarity_study, "STEPS", {1.0: (4, 2)})
     monkeypatch.setattr(polarity_study, "TUNING_SEEDS", {1.0: (101, 102)})
     monkeypatch.setattr(
-        polarity_study, "CHOICES", {"optimizer.peak_learning_rate": (1e-3,), "model.dropout_rate": (0.1,)}
+        polarity_study,
+        "CHOICES",
+        {"layers": ("pre",), "optimizer.peak_learning_rate": (1e-3,), "model.dropout_rate": (0.1,)},
     )
     sizes = {"model.num_layers": 1, "model.d_model": 16, "model.d_ff": 16, "model.num_heads": 2, "model.max_length": 64}
     monkeypatch.setattr(polarity_study, "SIZES", sizes)

@@ -61,6 +61,19 @@ def test_more_steps_depend_on_the_schedule(data, tmp_path, schedule, taken, tota
     assert safe_changes(tmp_path, parse_config(now)) == (("training.total_steps",) if safe else ())
 
 
+def test_a_key_that_a_run_is_older_than_may_have_its_default(data, tmp_path):
+    config = plain(tiny_config(data))
+    older = {**config, "dataset": {key: value for key, value in config["dataset"].items() if key != "bidirectional"}}
+    RunDirectory.create_or_resume(tmp_path, older, devices=[]).close()
+    safe = safe_changes(tmp_path, parse_config(config))
+    assert safe == ("dataset.bidirectional",)
+    RunDirectory.create_or_resume(tmp_path, config, devices=[], safe=safe).close()
+    assert RunDirectory.open(tmp_path).config == config
+    RunDirectory.create_or_resume(tmp_path, older, devices=[], safe=safe).close()
+    other = tiny_config(data, dataset__bidirectional=True)
+    assert safe_changes(tmp_path, parse_config(other)) == ()
+
+
 def test_unsafe_changes_are_refused_by_name(data, whole, tmp_path):
     run = shutil.copytree(whole, tmp_path / "run")
     changes = {"optimizer__b1": 0.8, "optimizer__schedule": "linear", "training__total_steps": 80, "seed": 7}
