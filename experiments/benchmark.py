@@ -12,11 +12,21 @@
     python experiments/benchmark.py scan --config=configs/phrases.py --of=vocabulary --figure=vocabulary.png
     python experiments/benchmark.py scan --config=configs/phrases.py --of=model.d_model=64,128 --of=model.d_ff=256,512
     python experiments/benchmark.py memory --config=configs/wmt14.py:base --vocabularies=8000,37000 --lengths=256,512
+    python experiments/benchmark.py train --config=configs/multi30k.py:tiny --against=marian --rounds=3
+    python experiments/benchmark.py decode runs/multi30k-tiny --beam_size=5 --against=ctranslate2,joeynmt
+    python experiments/benchmark.py start runs/multi30k-tiny --against=transformers
 
 Nothing is kept of what is trained. A scan varies keys of the config together, or batch_tokens, length, vocabulary,
 depth or devices around the config's own. A profile is a table of milliseconds by module, and a trace for Perfetto or
 for TensorBoard's profile page. `memory` runs nothing: it is what XLA plans. start, scan and all measure in processes
 of their own; for the others JAX_ENABLE_COMPILATION_CACHE=false times compiling from scratch.
+
+--against measures other toolkits beside this one, in turn, on the same data, weights and machine: `train` MarianMT of
+Hugging Face (`marian`) or PyTorch's own layers under torch.compile with its fused attention (`pytorch`; of a language
+model a GPT, and its validation loss after equal time), ours as the same post-norm model, the same batches; `decode`
+CTranslate2 and JoeyNMT with the run's weights, as long as the model likes and with every output forced to one length;
+`start` Transformers opening the same weights. Each runs in a process of its own, and on first use is installed in an
+environment of its own. On a GPU train's peers but MarianMT use it too.
 """
 
 import dataclasses
@@ -37,7 +47,7 @@ ACTIONS = (*OF_CONFIG, "decode", "start")
 # A run brings its own config; otherwise one must be given.
 GIVEN = {word.partition("=")[0].lstrip("-") for word in sys.argv}
 CONFIG = command_line.define_config() if {*OF_CONFIG, "random", "config"} & GIVEN else None
-SECONDS = flags.DEFINE_float("seconds", 60.0, "all, train, pipeline, scan: time measured, over all windows")
+SECONDS = flags.DEFINE_float("seconds", 60.0, "all, train, pipeline, scan: time measured; --against: in each turn")
 WINDOWS = flags.DEFINE_integer("windows", 5, "train, scan: parts of it, each timed on its own", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 20, "profile: steps traced, after as many that are not", lower_bound=1)
 TRACE = flags.DEFINE_string("trace", None, "profile: folder for the trace; default: it is not kept")
@@ -54,7 +64,12 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "decode, start: best, lat
 TEXT = flags.DEFINE_string("text", "Two men are cooking in a small kitchen.", "start: what a run translates first")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the result to")
 MARKDOWN = flags.DEFINE_string("markdown", None, "file to write the result to as a table to paste")
+AGAINST = flags.DEFINE_list("against", [], "train: marian, pytorch; decode: ctranslate2, joeynmt; start: transformers")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "--against: how often the toolkits take turns", lower_bound=1)
+PEERS = flags.DEFINE_string("peers", None, "--against: folder of their environments; default: in the cache folder")
 define_decoding_flags()
+BESIDE = {"train": ("marian", "pytorch"), "decode": ("ctranslate2", "joeynmt"), "start": ("transformers",)}
+FORCED_BESIDE = 25  # tokens of every output, where none are given
 SINGLES = 20  # lines translated one at a time, for the latency
 
 
@@ -67,9 +82,15 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{' '.join(arguments)}: wanted is {wanted}.")
     if action == "profile" and MARKDOWN.value:
         raise UserError("--markdown: a profile has no such table; --output writes all of it.")
+    if AGAINST.value:
+        _check_peers(action, mapping, runs)
     from transformer_jax.run_directory import write_json, write_text
 
-    result, table, text = (_across_processes if action in ("all", "start", "scan") else _here)(action, mapping, runs)
+    if AGAINST.value:
+        measure = _beside
+    else:
+        measure = _across_processes if action in ("all", "start", "scan") else _here
+    result, table, text = measure(action, mapping, runs)
     if text:
         print(text)
     else:
@@ -78,6 +99,43 @@ def main(arguments: list[str]) -> None:
         write_json(Path(OUTPUT.value), result)
     if MARKDOWN.value:
         write_text(Path(MARKDOWN.value), table.markdown())
+
+
+def _check_peers(action: str, mapping: Any, runs: list[str]) -> None:
+    known = BESIDE.get(action, ())
+    if action == "train" and mapping.family == "language_model":
+        known = ("pytorch",)
+    needs_run = action in ("decode", "start")
+    if set(AGAINST.value) - set(known) or (action == "train" and len(AGAINST.value) > 1) or needs_run != bool(runs):
+        of_what = f"{action} RUN" if needs_run else action
+        peers = f"one of {', '.join(known)}" if known else "no toolkit; train, decode RUN and start RUN can"
+        raise UserError(f"--against={','.join(AGAINST.value)}: {of_what} can be measured beside {peers}.")
+    if MARKDOWN.value:
+        raise UserError("--markdown: what is measured beside others has no such table; --output writes all of it.")
+
+
+def _beside(action: str, mapping: Any, runs: list[str]) -> Any:
+    """Likewise, in turn with other toolkits."""
+    from experiments.peers import comparison, language_models, loading
+    from transformer_jax.data.cache import cache_directory
+
+    folder = Path(PEERS.value or cache_directory() / "peers").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    forced, rounds, checkpoint = FORCED.value or FORCED_BESIDE, ROUNDS.value, CHECKPOINT.value
+    if action == "start":
+        result = loading.compare_loading(runs[0], checkpoint, forced, rounds, folder)
+        return result, None, loading.format_loading(result)
+    if action == "decode":
+        values = flags.FLAGS.flag_values_dict()
+        beam = {name: values[name] for name in ("beam_size", "length_penalty") if values[name] is not None}
+        of_lines = (LINES.value, forced, REPEATS.value, rounds)
+        result = comparison.compare_decoding(runs[0], checkpoint, AGAINST.value, beam, *of_lines, folder)
+        return result, None, comparison.format_decoding(result)
+    if mapping.family == "language_model":
+        result = language_models.compare_language_models(mapping, SECONDS.value, rounds, folder)
+        return result, None, language_models.format_language_models(result)
+    result = comparison.compare_training(mapping, AGAINST.value[0], SECONDS.value, rounds, folder)
+    return result, None, comparison.format_training(result)
 
 
 def _across_processes(action: str, mapping: Any, runs: list[str]) -> Any:

@@ -4,12 +4,16 @@
     python experiments/convert.py export runs/multi30k-tiny --to=fast --format=ctranslate2
     python experiments/convert.py import opus-mt-en-de --workdir=runs/opus           # a downloaded checkpoint
     python experiments/translate.py runs/opus news.en
+    python experiments/convert.py agree runs/multi30k-tiny --lines=200               # the same translations there?
 
 Formats: marian (layers normalised after sublayers) and pegasus (before), gpt2 and bert, as Hugging Face folders with
 safetensors and tokenizer files, and lstm, with PyTorch's names, in both directions; ctranslate2, written only. What a
-format cannot express is an error that says so before anything is written. Nothing that is read is executed. See
-docs/convert.md.
+format cannot express is an error that says so before anything is written. Nothing that is read is executed. `agree`
+exports the run and translates the validation split, beam 1 and 5, in Transformers and in CTranslate2, each in an
+environment of its own that is made on first use. See docs/convert.md.
 """
+
+from pathlib import Path
 
 from absl import flags
 
@@ -21,7 +25,9 @@ TO = flags.DEFINE_string("to", None, "export: the folder to write, new or empty"
 FORMAT = flags.DEFINE_string(
     "format", None, "export: marian, pegasus, gpt2, bert, lstm or ctranslate2; default: what suits the run"
 )
-CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "export: best, latest, a step, average:N or ema")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "export, agree: best, latest, a step, average:N or ema")
+LINES = flags.DEFINE_integer("lines", None, "agree: only the first lines of the split", lower_bound=1)
+PEERS = flags.DEFINE_string("peers", None, "agree: folder of the other toolkits; default: in the cache folder")
 WORKDIR = flags.DEFINE_string("workdir", None, "import: the run directory to make, new or empty")
 
 
@@ -42,9 +48,18 @@ def main(arguments: list[str]) -> None:
         print(f"{WORKDIR.value}: a run of the family {family}")
         for command in find_family(family).commands:
             print(f"Next: python {command} {WORKDIR.value}")
+    elif what == "agree":
+        from experiments.peers import agreement
+        from transformer_jax.data.cache import cache_directory
+
+        folder = Path(PEERS.value or cache_directory() / "peers").absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        print(agreement.format_agreement(agreement.compare_exports(path, CHECKPOINT.value, LINES.value, folder)))
     else:
-        raise UserError(f"{' '.join(arguments)}: wanted is export RUN --to=FOLDER, or import FOLDER --workdir=RUN.")
+        raise UserError(
+            f"{' '.join(arguments)}: wanted is export RUN --to=FOLDER, import FOLDER --workdir=RUN, or agree RUN."
+        )
 
 
 if __name__ == "__main__":
-    command_line.run_main(main, ("export|import", "RUN|FOLDER"))
+    command_line.run_main(main, ("export|import|agree", "RUN|FOLDER"))

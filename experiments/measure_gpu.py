@@ -29,7 +29,7 @@ SECONDS = flags.DEFINE_float("seconds", 60.0, "of each measurement of speed")
 MULTI30K = flags.DEFINE_string("multi30k", None, "folder of Multi30k; without it, it is downloaded")
 TATOEBA = flags.DEFINE_string("tatoeba", None, "folder with train, valid and test, .de.gz and .en.gz")
 
-BENCHMARK, PEERS = "experiments/benchmark.py", "experiments/peers/measure.py"
+BENCHMARK = "experiments/benchmark.py"
 SEEDS = (1, 2, 3)
 Commands = dict[str, list[list[str]]]
 
@@ -62,9 +62,9 @@ def commands(folder: str, seconds: float, multi30k: str | None, tatoeba: str | N
     found: Commands = {}
     for name, config in (("base", base), ("big", big)):
         found[name] = [[BENCHMARK, "train", *config, *speed, output(name)]]
-        found[f"{name}-peer"] = [[PEERS, "train", "--peer=transformer", *config, *turns, output(f"{name}-peer")]]
+        found[f"{name}-peer"] = [[BENCHMARK, "train", "--against=pytorch", *config, *turns, output(f"{name}-peer")]]
     found["gpt2"] = [[BENCHMARK, "train", *gpt, *speed, output("gpt2")]]
-    found["gpt2-peer"] = [[PEERS, "train", *gpt, *turns, output("gpt2-peer")]]
+    found["gpt2-peer"] = [[BENCHMARK, "train", "--against=pytorch", *gpt, *turns, output("gpt2-peer")]]
     tuned: dict[str, tuple[list[str], str]] = {
         "base-chunk": (base, "task.loss_chunk=1024,4096,16384"),
         "base-attention": (base, "model.attention_implementation=plain,xla,cudnn"),

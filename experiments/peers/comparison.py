@@ -28,8 +28,10 @@ HERE = Path(__file__).resolve().parent
 Result = dict[str, Any]
 
 
-TRAINERS = {"marian": ("marian", "MarianMT"), "transformer": ("gpt", "PyTorch")}
+TRAINERS = {"marian": ("marian", "MarianMT"), "pytorch": ("gpt", "PyTorch")}
 """Scripts that train, by the start of their names: the environment of each, and what it is called."""
+ONCE = "joeynmt"
+"""So slow that one round must do."""
 
 
 def compare_training(mapping: Any, peer: str, seconds: float, rounds: int, folder: Path) -> Result:
@@ -103,6 +105,7 @@ def format_training(result: Result) -> str:
 def compare_decoding(
     path: str,
     checkpoint: str,
+    peers: Sequence[str],
     beam: dict[str, Any],
     lines: int | None,
     forced_tokens: int,
@@ -113,19 +116,22 @@ def compare_decoding(
     """Sentences/s of beam search, tokens to tokens: this project, CTranslate2, and in one round JoeyNMT.
 
     Args:
+      peers: of "ctranslate2" and "joeynmt".
       beam: ``beam_size`` and ``length_penalty`` where they are to differ from the run's own.
     """
     opened = load_run(path, checkpoint)
     opened.config = dataclasses.replace(opened.config, decoding=opened.decoding(**beam))
     exports.check_model(opened.model.config)
-    pythons = {peer: interpreter(folder, peer) for peer in ("ctranslate2", "joeynmt")}
+    pythons = {peer: interpreter(folder, peer) for peer in peers}
     texts, references = (side[:lines] for side in load_dataset(opened.config.dataset).splits["test"].texts())
     sources = opened.tokenizers.source.encode(texts)
     weights = {"joeynmt": folder / "weights.npz", "ctranslate2": folder / "ctranslate2-model"}
     request = folder / "request.json"
-    exports.write_arrays(weights["joeynmt"], exports.flat_weights(opened.params, opened.model.config))
-    shutil.rmtree(weights["ctranslate2"], ignore_errors=True)
-    export_run(opened, weights["ctranslate2"], "ctranslate2")
+    if "joeynmt" in peers:
+        exports.write_arrays(weights["joeynmt"], exports.flat_weights(opened.params, opened.model.config))
+    if "ctranslate2" in peers:
+        shutil.rmtree(weights["ctranslate2"], ignore_errors=True)
+        export_run(opened, weights["ctranslate2"], "ctranslate2")
     write_json(request, exports.decoding_request(opened, sources, forced_tokens, repeats))
     outputs = _own_outputs(opened, sources)
     own = ["decode", path, f"--checkpoint={checkpoint}", f"--repeats={repeats}"]
@@ -136,7 +142,7 @@ def compare_decoding(
         for mode, flags in (("forced", [f"--forced_tokens={forced_tokens}"]), ("free", [])):
             found = _ours([*own, *flags], folder)["search_lines_per_second"]["median"]
             rows.setdefault("transformer_jax", {}).setdefault(mode, []).append(found)
-        for peer in ("ctranslate2", "joeynmt") if number == 0 else ("ctranslate2",):
+        for peer in (peer for peer in peers if number == 0 or peer != ONCE):
             target = folder / f"{peer}.json"
             script = [
                 str(pythons[peer]),

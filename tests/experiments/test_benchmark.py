@@ -237,8 +237,10 @@ def test_nothing_to_measure_is_refused(mapping, repeats, lines, name):
         ("benchmark.py", ["start"], "start RUN"),
         ("benchmark.py", ["profile", "--config=configs/multi30k.py:tiny", "--markdown=a.md"], "no such table"),
         ("benchmark.py", ["race", "--random", "--config=configs/multi30k.py:tiny"], "race"),
-        ("peers/measure.py", ["decode"], "decode RUN"),
-        ("peers/measure.py", ["train"], "--config is required"),
+        ("benchmark.py", ["train", "--config=configs/multi30k.py:tiny", "--against=joeynmt"], "marian, pytorch"),
+        ("benchmark.py", ["train", "--config=configs/language_model.py", "--against=marian"], "one of pytorch"),
+        ("benchmark.py", ["decode", "some-run", "--against=marian"], "one of ctranslate2, joeynmt"),
+        ("benchmark.py", ["pipeline", "--config=configs/multi30k.py:tiny", "--against=marian"], "no toolkit"),
     ],
 )
 def test_mistakes_end_in_one_line_that_names_them(command, arguments, message):
@@ -309,7 +311,7 @@ def test_a_peer_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
 def test_peers_packages_stay_in_their_own_environments():
     """Scripts that peers run import nothing of the project, and nothing else in it imports a peer."""
     folder = CHECKOUT / "experiments" / "peers"
-    toolkits = ("marian_*.py", "ctranslate2_*.py", "joeynmt_*.py", "gpt_train.py", "transformer_*.py", "exported_*.py")
+    toolkits = ("marian_*.py", "ctranslate2_*.py", "joeynmt_*.py", "gpt_train.py", "pytorch_*.py", "exported_*.py")
     theirs = {file for pattern in toolkits for file in folder.glob(pattern)}
     assert len(theirs) == 7
     for file in [f for part in ("transformer_jax", "experiments", "configs") for f in (CHECKOUT / part).rglob("*.py")]:

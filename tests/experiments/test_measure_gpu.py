@@ -12,7 +12,7 @@ from transformer_jax.experiment import parse_config, plain
 
 FLAGS = "\n".join(
     (CHECKOUT / "experiments" / name).read_text()
-    for name in ("benchmark.py", "decoding_flags.py", "peers/measure.py", "train.py", "evaluate.py")
+    for name in ("benchmark.py", "decoding_flags.py", "train.py", "evaluate.py")
 )
 
 

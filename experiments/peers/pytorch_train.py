@@ -1,6 +1,6 @@
 """Trains PyTorch's own encoder-decoder layers, compiled, on batches of this project, in its own environment.
 
-    python transformer_train.py BATCHES.npz MODEL.json PRECISION SECONDS RESULT.json
+    python pytorch_train.py BATCHES.npz MODEL.json PRECISION SECONDS RESULT.json
 
 As marian_train.py, with torch.compile and scaled_dot_product_attention, on a GPU where there is one: same sizes,
 dropout, loss, optimizer and schedule; PRECISION is float32, with TF32 on a GPU, or bfloat16 for autocast.
