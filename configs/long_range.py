@@ -18,7 +18,7 @@ LONGEST = 64
 
 
 def get_config(argument: str = "reverse/transformer") -> ConfigDict:
-    """`TASK/NETWORK`; a run of one or two minutes on one core."""
+    """`TASK/NETWORK`; a run of about a minute on one core."""
     task, _, network = argument.partition("/")
     if task not in VOCABULARIES or network not in NETWORKS:
         known = f"one of {', '.join(VOCABULARIES)}, a slash, and one of {', '.join(NETWORKS)}"
@@ -43,10 +43,10 @@ def get_config(argument: str = "reverse/transformer") -> ConfigDict:
     config.optimizer.peak_learning_rate = 4e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = 1.0
-    config.training.total_steps = 1000
-    config.checkpoints.every_steps = 1000
+    config.training.total_steps = 600
+    config.checkpoints.every_steps = 600
     config.checkpoints.keep_latest = 1
-    config.evaluation.every_steps = 1000
+    config.evaluation.every_steps = 600
     config.evaluation.metric = "loss"
     config.evaluation.decode = "none"
     config.decoding.method = "greedy"

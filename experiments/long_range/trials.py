@@ -29,8 +29,8 @@ from transformer_jax.training.loop import train
 Record = dict[str, Any]
 TASKS = (*VOCABULARIES, "multi30k")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
-"""Peak learning rates tried, the same for all networks; of Multi30k, half of each."""
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+"""Peak learning rates tried, the same for all."""
 WORDS = (8, 11, 14, 40)
 """Multi30k: test sentences are grouped by source words, up to each of these."""
 
@@ -97,8 +97,7 @@ def run_study(
     results = Results(folder)
     for task in tasks:
         for network in networks:
-            rates = [rate / 2 for rate in RATES] if task == "multi30k" else RATES
-            tried = [_trained(folder, results, Trial(task, network, rate, 1), overrides) for rate in rates]
+            tried = [_trained(folder, results, Trial(task, network, rate, 1), overrides) for rate in RATES]
             yield from (line for line, _ in tried)
             best = min((record for _, record in tried), key=lambda record: record["loss"])
             for seed in range(1, seeds + 1):
