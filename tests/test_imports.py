@@ -1,6 +1,8 @@
 """Imports point one way, so that a part can be read, tested and replaced without those above it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
         "families",
     },
     "training/program": {"training", "experiment"},
-    "training/resuming": {"run_directory", "training", "experiment"},
+    "training/resuming": {"errors", "config", "run_directory", "training", "experiment"},
     "training/reproduction": {"run_directory", "sharding", "training", "experiment", "families"},
     "experiment": {"errors", "config", "sharding", "training", "families/registry"},
     "families": {
@@ -140,3 +142,10 @@ def test_the_rules_can_fail(tmp_path):
     file.write_text("def f():\n    from transformer_jax.training import loop\n    import torch.nn")
     assert of_package(file) == {"training", "training/loop"}
     assert "torch.nn" in imports(file)
+
+
+def test_who_translates_waits_for_no_import_that_reading_a_dataset_needs():
+    code = "import sys, transformer_jax.analysis.translation; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    loaded = set(found.stdout.split())
+    assert not loaded & {"tensorflow_datasets", "pandas", "scipy", "matplotlib"}

@@ -11,7 +11,6 @@ import numpy as np
 from transformer_jax.analysis.capture import Inputs, unpadded
 from transformer_jax.analysis.run import Run, decoding_mesh, listed
 from transformer_jax.data.datasets import load_dataset
-from transformer_jax.data.parallel_text import read_pairs
 from transformer_jax.data.tokenizers import BOS, EOS, Tokenizer, TokenizerPair, load_tokenizers
 from transformer_jax.decoding.batching import Hypothesis, pad_tokens
 from transformer_jax.decoding.config import DecodingConfig
@@ -133,6 +132,7 @@ class TranslationRun(Run):
     def evaluate(self, split: str, files: str | None, **settings: Any) -> tuple[dict[str, Any], str]:
         """As `Run.evaluate`: BLEU and its companions. Files: "SOURCE,REFERENCE" or "PAIRS.tsv"."""
         from transformer_jax.analysis.scores import evaluate_run, format_record
+        from transformer_jax.data.parallel_text import read_pairs
 
         if files is not None:
             pairs = list(read_pairs([Path(file) for file in files.split(",")]))

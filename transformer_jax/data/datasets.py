@@ -6,18 +6,15 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from transformer_jax.data.cache import cache_directory
-from transformer_jax.data.long_range import PREFIX, open_long_range
-from transformer_jax.data.multi30k import open_multi30k
-from transformer_jax.data.parallel_text import open_parallel_text
-from transformer_jax.data.phrases import open_phrases
-from transformer_jax.data.storage import PairsBuilder, Records, prepare, progress
-from transformer_jax.data.tfds_translation import check_readable, open_tfds, unescape
 from transformer_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformer_jax.data.storage import PairsBuilder, Records
 
 SPLITS = ("train", "validation", "test")
 FILTERS = ("empty", "length_ratio", "max_characters")
@@ -133,8 +130,15 @@ def load_dataset(config: DatasetConfig) -> Dataset:
     return Dataset(splits, digest.hexdigest(), report)
 
 
-def _open(config: DatasetConfig) -> dict[str, Records]:
+def _open(config: DatasetConfig) -> "dict[str, Records]":
     """The prepared dataset's splits, unfiltered."""
+    # TFDS takes a third of a second to import, which who only translates need not wait for.
+    from transformer_jax.data.long_range import PREFIX, open_long_range
+    from transformer_jax.data.multi30k import open_multi30k
+    from transformer_jax.data.parallel_text import open_parallel_text
+    from transformer_jax.data.phrases import open_phrases
+    from transformer_jax.data.storage import Records, prepare
+
     source, target = config.source_language, config.target_language
     builder: PairsBuilder
     if config.name == "parallel_text":
@@ -161,7 +165,10 @@ def _open(config: DatasetConfig) -> dict[str, Records]:
     return {split: Records.open(prepared, split) for split in prepared.info.splits}
 
 
-def _open_tfds(config: DatasetConfig) -> dict[str, Records]:
+def _open_tfds(config: DatasetConfig) -> "dict[str, Records]":
+    from transformer_jax.data.storage import Records, prepare
+    from transformer_jax.data.tfds_translation import check_readable, open_tfds, unescape
+
     source, target = config.source_language, config.target_language
     builder = open_tfds(config.name, source, target, config.path)
     try:
@@ -237,7 +244,7 @@ class _Scan:
     digest: str
 
 
-def _scan(records: Records, split: str, config: DatasetConfig) -> _Scan:
+def _scan(records: "Records", split: str, config: DatasetConfig) -> _Scan:
     """Filters and hashes one split in one pass, which is remembered beside the prepared datasets."""
     key = f"{records.fingerprint()} {split} {records.source} {records.target} "
     key += f"{config.max_length_ratio} {config.max_characters}"
@@ -245,6 +252,8 @@ def _scan(records: Records, split: str, config: DatasetConfig) -> _Scan:
     if path.is_file():
         with np.load(path) as stored:
             return _Scan(stored["kept"], json.loads(str(stored["counts"])), str(stored["digest"]))
+    from transformer_jax.data.storage import progress
+
     scan = _scan_pairs(progress(records.pairs(), f"reading {config.name} {split}", len(records)), split, config)
     path.parent.mkdir(exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:

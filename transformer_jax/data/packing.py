@@ -12,17 +12,19 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import sentencepiece
 
 from transformer_jax.data.batches import ArraySpec, Batch, Batches, BatchSpec, EvaluationBatch
 from transformer_jax.data.cache import cache_directory, exclusive
-from transformer_jax.data.text import TextDataset
 from transformer_jax.data.text_tokenizers import TextTokenizer, tokenizer_digest
 from transformer_jax.data.tokenizers import BOS, EOS, PAD, UNK
 from transformer_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformer_jax.data.text import TextDataset
 
 FORMAT = 1
 CHUNK = 10_000  # documents encoded at a time
@@ -94,7 +96,7 @@ def encode_documents(documents: Iterable[str], tokenizer: TextTokenizer) -> Stre
     return Stream(ids, np.concatenate(lengths).cumsum(), num_bytes)
 
 
-def cached_stream(dataset: TextDataset, split: str, tokenizer: TextTokenizer) -> Stream:
+def cached_stream(dataset: "TextDataset", split: str, tokenizer: TextTokenizer) -> Stream:
     """A split encoded once for all runs that share the cache; memory-mapped from there."""
     key = json.dumps([FORMAT, sentencepiece.__version__, dataset.digest, split, tokenizer_digest(tokenizer)])
     directory = cache_directory() / "encoded" / f"text-{hashlib.sha256(key.encode()).hexdigest()}"
@@ -275,7 +277,7 @@ class PackedText(Batches):
 
     counted = "targets"
 
-    def __init__(self, dataset: TextDataset, tokenizer: TextTokenizer, config: PackingConfig, seed: int):
+    def __init__(self, dataset: "TextDataset", tokenizer: TextTokenizer, config: PackingConfig, seed: int):
         super().__init__()
         self._report, self._config, self._seed = dataset.report, config, seed
         self._stream = cached_stream(dataset, "train", tokenizer)

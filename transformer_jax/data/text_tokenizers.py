@@ -14,13 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import sentencepiece
 
 from transformer_jax.data.byte_level import ByteLevelTokenizer
 from transformer_jax.data.cache import cache_directory, exclusive
-from transformer_jax.data.text import TextDataset
 from transformer_jax.data.tokenizers import (
     BOS,
     BYTE_VOCAB_SIZE,
@@ -34,6 +33,9 @@ from transformer_jax.data.tokenizers import (
 )
 from transformer_jax.data.wordpiece import MASK, WordPieceTokenizer
 from transformer_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformer_jax.data.text import TextDataset
 
 FORMAT = 1
 FIRST = BOS + 1
@@ -225,7 +227,7 @@ def load_text_tokenizer(directory: str | Path) -> TextTokenizer:
     return _make(record["kind"], content)
 
 
-def train_text_tokenizer(dataset: TextDataset, config: TextTokenizerConfig) -> TextTokenizer:
+def train_text_tokenizer(dataset: "TextDataset", config: TextTokenizerConfig) -> TextTokenizer:
     """Trains on the training split only, or takes the result of an earlier call from the cache.
 
     Raises:
@@ -254,7 +256,7 @@ def train_text_tokenizer(dataset: TextDataset, config: TextTokenizerConfig) -> T
     return load_text_tokenizer(directory)
 
 
-def _lines(dataset: TextDataset) -> Iterator[str]:
+def _lines(dataset: "TextDataset") -> Iterator[str]:
     """Lines of the training documents, at most so many, evenly spaced; each with what ends it."""
     lines = (line for document in dataset.splits["train"] for line in document.splitlines(keepends=True))
     stride = -(-sum(1 for _ in lines) // MAX_TRAINING_LINES)
@@ -262,7 +264,7 @@ def _lines(dataset: TextDataset) -> Iterator[str]:
     yield from (line for i, line in enumerate(lines) if i % stride == 0)
 
 
-def _train_pieces(dataset: TextDataset, config: TextTokenizerConfig) -> bytes:
+def _train_pieces(dataset: "TextDataset", config: TextTokenizerConfig) -> bytes:
     model = BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
