@@ -188,4 +188,4 @@ def test_the_command(marian, tmp_path):
     assert_same_arrays(load_run(tmp_path / "back").params, load_run(marian).params)
     found = command("convert", "export", marian)
     assert found.returncode == 2
-    assert "wanted is export RUN --to=FOLDER, or import FOLDER --workdir=RUN" in found.stderr
+    assert "wanted is export RUN --to=FOLDER, import FOLDER --workdir=RUN, or agree RUN" in found.stderr

@@ -3,7 +3,7 @@
 import functools
 
 from tests.made_files import CHECKOUT
-from transformer_jax.data import datasets, phrases
+from transformer_jax.data import phrases
 
 SMALL = {
     "tokenizer.vocab_size": 300,
@@ -27,7 +27,7 @@ SMALL = {
 
 def test_the_tutorial_runs_from_training_to_what_breaks(tmp_path, monkeypatch, capsys):
     small = functools.partial(phrases.open_phrases, sizes={"train": 1500, "validation": 24, "test": 24})
-    monkeypatch.setattr(datasets, "open_phrases", small)
+    monkeypatch.setattr(phrases, "open_phrases", small)
     monkeypatch.setenv("TRANSFORMER_JAX_PREPARED", "1")
     monkeypatch.chdir(CHECKOUT)
     script = CHECKOUT / "experiments" / "tutorial.py"
