@@ -38,7 +38,7 @@ from typing import Any
 from absl import flags
 
 from experiments import command_line
-from experiments.decoding_flags import decoding_overrides, define_decoding_flags
+from experiments.decoding_flags import decoding_overrides, define_decoding_flags, given_settings
 from transformer_jax.errors import UserError
 from transformer_jax.host import prepare_cpu
 
@@ -69,6 +69,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 3, "--against: how often the toolkits ta
 PEERS = flags.DEFINE_string("peers", None, "--against: folder of their environments; default: in the cache folder")
 define_decoding_flags()
 BESIDE = {"train": ("marian", "pytorch"), "decode": ("ctranslate2", "joeynmt"), "start": ("transformers",)}
+SHARED = ("beam_size", "length_penalty")  # settings of decoding that all toolkits have
 FORCED_BESIDE = 25  # tokens of every output, where none are given
 SINGLES = 20  # lines translated one at a time, for the latency
 
@@ -110,26 +111,24 @@ def _check_peers(action: str, mapping: Any, runs: list[str]) -> None:
         of_what = f"{action} RUN" if needs_run else action
         peers = f"one of {', '.join(known)}" if known else "no toolkit; train, decode RUN and start RUN can"
         raise UserError(f"--against={','.join(AGAINST.value)}: {of_what} can be measured beside {peers}.")
+    if others := sorted(set(given_settings()) - set(SHARED) if action == "decode" else ()):
+        raise UserError(f"--{others[0]}: beside other toolkits only {' and '.join(SHARED)} can be set, which all have.")
     if MARKDOWN.value:
         raise UserError("--markdown: what is measured beside others has no such table; --output writes all of it.")
 
 
 def _beside(action: str, mapping: Any, runs: list[str]) -> Any:
     """Likewise, in turn with other toolkits."""
-    from experiments.peers import comparison, language_models, loading
-    from transformer_jax.data.cache import cache_directory
+    from experiments.peers import comparison, environments, language_models, loading
 
-    folder = Path(PEERS.value or cache_directory() / "peers").absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = environments.work_folder(PEERS.value)
     forced, rounds, checkpoint = FORCED.value or FORCED_BESIDE, ROUNDS.value, CHECKPOINT.value
     if action == "start":
         result = loading.compare_loading(runs[0], checkpoint, forced, rounds, folder)
         return result, None, loading.format_loading(result)
     if action == "decode":
-        values = flags.FLAGS.flag_values_dict()
-        beam = {name: values[name] for name in ("beam_size", "length_penalty") if values[name] is not None}
         of_lines = (LINES.value, forced, REPEATS.value, rounds)
-        result = comparison.compare_decoding(runs[0], checkpoint, AGAINST.value, beam, *of_lines, folder)
+        result = comparison.compare_decoding(runs[0], checkpoint, AGAINST.value, given_settings(), *of_lines, folder)
         return result, None, comparison.format_decoding(result)
     if mapping.family == "language_model":
         result = language_models.compare_language_models(mapping, SECONDS.value, rounds, folder)

@@ -13,8 +13,6 @@ exports the run and translates the validation split, beam 1 and 5, in Transforme
 environment of its own that is made on first use. See docs/convert.md.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from experiments import command_line
@@ -49,11 +47,9 @@ def main(arguments: list[str]) -> None:
         for command in find_family(family).commands:
             print(f"Next: python {command} {WORKDIR.value}")
     elif what == "agree":
-        from experiments.peers import agreement
-        from transformer_jax.data.cache import cache_directory
+        from experiments.peers import agreement, environments
 
-        folder = Path(PEERS.value or cache_directory() / "peers").absolute()
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = environments.work_folder(PEERS.value)
         print(agreement.format_agreement(agreement.compare_exports(path, CHECKPOINT.value, LINES.value, folder)))
     else:
         raise UserError(

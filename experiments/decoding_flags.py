@@ -64,15 +64,20 @@ def define_ensemble() -> tuple[flags.FlagHolder[list[str]], flags.FlagHolder[boo
     )
 
 
+def given_settings() -> dict[str, Any]:
+    """Every decoding flag that was given, by name."""
+    values = flags.FLAGS.flag_values_dict()
+    return {name: values[name] for name in (*NAMES, "guidance", *RERANKED, *SAMPLING) if values[name] is not None}
+
+
 def decoding_overrides(config: Any) -> dict[str, Any]:
     """The settings that were given, as `Run.evaluate` and `TranslationRun.translator` take them.
 
     Args: config: the run's config, whose own sampling settings the sampling flags change.
     Raises: UserError for a setting when the run's family decodes nothing.
     """
-    values = flags.FLAGS.flag_values_dict()
-    given = {name: values[name] for name in (*NAMES, "guidance", *RERANKED) if values[name] is not None}
-    changed = {name: values[name] for name in SAMPLING if values[name] is not None}
+    given = given_settings()
+    changed = {name: given.pop(name) for name in SAMPLING if name in given}
     if not given and not changed:
         return {}
     if not hasattr(config, "decoding"):

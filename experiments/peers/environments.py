@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from transformer_jax.data.cache import cache_directory
 from transformer_jax.errors import UserError
 
 TORCH = "torch==2.13.0"  # the CPU build, where pip's index has one: it is enough, and gigabytes smaller
@@ -15,6 +16,13 @@ REQUIREMENTS = {
     "joeynmt": (TORCH, "numpy==2.4.6", "joeynmt==2.3.0", "importlib_metadata"),
     "ctranslate2": ("numpy==2.4.6", "ctranslate2==4.8.5", "sentencepiece==0.2.3"),
 }
+
+
+def work_folder(given: str | None) -> Path:
+    """The folder for environments and what toolkits exchange: the given one, else in the cache folder; made."""
+    folder = Path(given or cache_directory() / "peers").absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def interpreter(folder: Path, peer: str) -> Path:

@@ -240,6 +240,7 @@ def test_nothing_to_measure_is_refused(mapping, repeats, lines, name):
         ("benchmark.py", ["train", "--config=configs/multi30k.py:tiny", "--against=joeynmt"], "marian, pytorch"),
         ("benchmark.py", ["train", "--config=configs/language_model.py", "--against=marian"], "one of pytorch"),
         ("benchmark.py", ["decode", "some-run", "--against=marian"], "one of ctranslate2, joeynmt"),
+        ("benchmark.py", ["decode", "some-run", "--against=ctranslate2", "--patience=2"], "--patience: beside"),
         ("benchmark.py", ["pipeline", "--config=configs/multi30k.py:tiny", "--against=marian"], "no toolkit"),
     ],
 )
