@@ -86,9 +86,9 @@ def test_the_peak_is_that_of_the_best_size():
 
 def test_the_pipeline_alone(mapping, pipeline):
     result = benchmark.measure_pipeline(mapping, 0.05)
-    size = result["positions_per_second"] / result["batches_per_second"]
+    size = result["positions_per_second"] / result["batches_per_second"]  # a mean, so not exact
     sizes = [shape.rows * shape.target_length for shape in pipeline.shapes]
-    assert min(sizes) <= size <= max(sizes)
+    assert min(sizes) - 1e-6 <= size <= max(sizes) + 1e-6
     assert "target positions/s" in benchmark.format_result(result)
 
 
