@@ -81,8 +81,6 @@ def main(arguments: list[str]) -> None:
     if action not in ACTIONS or len(runs) != (mapping is None) or untrained != RANDOM.value:
         wanted = f"{', '.join(OF_CONFIG)} or start with --config, start RUN, decode RUN, or decode --random"
         raise UserError(f"{' '.join(arguments)}: wanted is {wanted}.")
-    if action == "profile" and MARKDOWN.value:
-        raise UserError("--markdown: a profile has no such table; --output writes all of it.")
     if AGAINST.value:
         _check_peers(action, mapping, runs)
     from transformer_jax.run_directory import write_json, write_text
@@ -91,11 +89,8 @@ def main(arguments: list[str]) -> None:
         measure = _beside
     else:
         measure = _across_processes if action in ("all", "start", "scan") else _here
-    result, table, text = measure(action, mapping, runs)
-    if text:
-        print(text)
-    else:
-        table.show()
+    result, table = measure(action, mapping, runs)
+    table.show()
     if OUTPUT.value:
         write_json(Path(OUTPUT.value), result)
     if MARKDOWN.value:
@@ -113,32 +108,30 @@ def _check_peers(action: str, mapping: Any, runs: list[str]) -> None:
         raise UserError(f"--against={','.join(AGAINST.value)}: {of_what} can be measured beside {peers}.")
     if others := sorted(set(given_settings()) - set(SHARED) if action == "decode" else ()):
         raise UserError(f"--{others[0]}: beside other toolkits only {' and '.join(SHARED)} can be set, which all have.")
-    if MARKDOWN.value:
-        raise UserError("--markdown: what is measured beside others has no such table; --output writes all of it.")
 
 
 def _beside(action: str, mapping: Any, runs: list[str]) -> Any:
-    """Likewise, in turn with other toolkits."""
+    """The result and its table, in turn with other toolkits."""
     from experiments.peers import comparison, environments, language_models, loading
 
     folder = environments.work_folder(PEERS.value)
     forced, rounds, checkpoint = FORCED.value or FORCED_BESIDE, ROUNDS.value, CHECKPOINT.value
     if action == "start":
         result = loading.compare_loading(runs[0], checkpoint, forced, rounds, folder)
-        return result, None, loading.format_loading(result)
+        return result, loading.loading_table(result)
     if action == "decode":
         of_lines = (LINES.value, forced, REPEATS.value, rounds)
         result = comparison.compare_decoding(runs[0], checkpoint, AGAINST.value, given_settings(), *of_lines, folder)
-        return result, None, comparison.format_decoding(result)
+        return result, comparison.decoding_table(result)
     if mapping.family == "language_model":
         result = language_models.compare_language_models(mapping, SECONDS.value, rounds, folder)
-        return result, None, language_models.format_language_models(result)
+        return result, language_models.language_models_table(result)
     result = comparison.compare_training(mapping, AGAINST.value[0], SECONDS.value, rounds, folder)
-    return result, None, comparison.format_training(result)
+    return result, comparison.training_table(result)
 
 
 def _across_processes(action: str, mapping: Any, runs: list[str]) -> Any:
-    """The result, its table, and the text to print instead of that."""
+    """The result and its table, each part measured in a process of its own."""
     from experiments.benchmarking import processes, scans
     from transformer_jax.analysis import benchmark
 
@@ -146,18 +139,18 @@ def _across_processes(action: str, mapping: Any, runs: list[str]) -> Any:
         result = scans.scan(mapping, OF.value, SECONDS.value, WINDOWS.value)
         if FIGURE.value:
             scans.scan_figure(result).savefig(FIGURE.value, dpi=150)
-        return result, scans.scan_table(result), None
+        return result, scans.scan_table(result)
     if action == "all":
         result = processes.measure_all(mapping, SECONDS.value)
     elif runs:
         result = processes.measure_first_translation(runs[0], CHECKPOINT.value, TEXT.value)
     else:
         result = processes.measure_start(mapping)
-    return result, benchmark.result_table(result), None
+    return result, benchmark.result_table(result)
 
 
 def _here(action: str, mapping: Any, runs: list[str]) -> Any:
-    """Likewise, measured in this process."""
+    """The result and its table, measured in this process."""
     prepare_cpu()
     from transformer_jax.analysis import benchmark, memory, profiling
     from transformer_jax.training.loop import enable_compilation_cache
@@ -166,11 +159,11 @@ def _here(action: str, mapping: Any, runs: list[str]) -> Any:
         # Compiled anew: programs from the cache bear the names that modules had when it was filled.
         with tempfile.TemporaryDirectory() as passing:
             profile = profiling.profile_training(mapping, STEPS.value, Path(TRACE.value or passing))
-        return profiling.as_record(profile), None, profiling.format_profile(profile)
+        return profiling.as_record(profile), profiling.profile_table(profile)
     enable_compilation_cache()
     if action == "memory":
         result = memory.tabulate_memory(mapping, _numbers(VOCABULARIES), _numbers(LENGTHS), REMAT.value)
-        return result, memory.memory_table(result), None
+        return result, memory.memory_table(result)
     if action == "train":
         result = benchmark.measure_training(mapping, SECONDS.value, WINDOWS.value)
     elif action == "pipeline":
@@ -179,7 +172,7 @@ def _here(action: str, mapping: Any, runs: list[str]) -> Any:
         result = benchmark.measure_checkpoints(mapping, REPEATS.value)
     else:
         result = _decode(mapping, runs)
-    return result, benchmark.result_table(result), benchmark.format_result(result)
+    return result, benchmark.result_table(result)
 
 
 def _numbers(flag: Any) -> list[int]:

@@ -14,6 +14,7 @@ from experiments.benchmarking.processes import write_config
 from experiments.peers import exports
 from experiments.peers.environments import interpreter, run
 from transformer_jax.analysis.run import load_run
+from transformer_jax.analysis.tables import Table
 from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.conversion.runs import export_run
 from transformer_jax.data.datasets import load_dataset
@@ -84,22 +85,21 @@ def compare_training(mapping: Any, peer: str, seconds: float, rounds: int, folde
     }
 
 
-def format_training(result: Result) -> str:
-    """A line for each round, and the median of their ratios."""
-    lines = [
-        f"round   transformer_jax   {result['peer']:>8} float32   autocast   ratio to the faster   "
-        "(target tokens/s, no padding)"
-    ]
-    rounds = zip(result["ours"], result["theirs"], result["ratios"], strict=True)
-    for number, (ours, (full, cast), ratio) in enumerate(rounds, 1):
-        lines.append(f"{number:5}   {_rate(ours):15,.0f}   {_rate(full):16,.0f}   {_rate(cast):8,.0f}   {ratio:19.2f}")
+def training_table(result: Result) -> Table:
+    """A row for each round; the median of their ratios below."""
+    columns = ("round", "transformer_jax", f"{result['peer']} float32", f"{result['peer']} autocast", "ratio")
+    rows = []
+    for number, (ours, theirs) in enumerate(zip(result["ours"], result["theirs"], strict=True), 1):
+        rates = [f"{_rate(record):,.0f}" for record in (ours, *theirs)]
+        rows.append([str(number), *rates, f"{result['ratios'][number - 1]:.2f}"])
     ours, theirs = result["ours"][0], result["theirs"][0][0]
-    lines.append(f"model.dtype  {result['dtype']}")
-    lines.append(f"median ratio {statistics.median(result['ratios']):.2f}")
-    lines.append(f"parameters   {ours['parameters']:,} and {theirs['parameters']:,}")
-    lines.append(f"compiling    {ours['compile']['seconds']:.1f} s in the first round, not counted")
-    lines.append(f"versions     jax {ours['jax']}, {_versions(theirs)}; {os.cpu_count()} cores")
-    return "\n".join(lines)
+    notes = (
+        f"median ratio to the faster {statistics.median(result['ratios']):.2f}",
+        f"model.dtype {result['dtype']}, parameters {ours['parameters']:,} and {theirs['parameters']:,}",
+        f"compiling took {ours['compile']['seconds']:.1f} s in the first round and is not counted",
+        f"jax {ours['jax']}, {_versions(theirs)}; {os.cpu_count()} cores",
+    )
+    return Table("target tokens/s, padding not counted", columns, rows, notes=notes)
 
 
 def compare_decoding(
@@ -191,24 +191,22 @@ def _agreement(opened: TranslationRun, outputs: Result, references: Sequence[str
     return found
 
 
-def format_decoding(result: Result) -> str:
-    """A line for each toolkit: medians over rounds, and this project's ratio to it."""
-    forced = f"{result['forced_tokens']} tokens"
-    lines = [
-        f"beam {result['decoding']['beam_size']}, {result['sentences']} sentences, sentences/s; "
-        "(ratio): this project to that toolkit",
-        f"{'':20}{forced:>10} {'ratio':>7}{'free':>10} {'ratio':>7}   BLEU   equal outputs: greedy, beam",
-    ]
-    rows = result["sentences_per_second"]
-    for name, modes in rows.items():
-        text = f"{name:20}"
+def decoding_table(result: Result) -> Table:
+    """A row for each toolkit: medians over rounds, and this project's ratio to it."""
+    columns = ["", f"{result['forced_tokens']} tokens", "ratio", "own lengths", "ratio", "BLEU"]
+    rates = result["sentences_per_second"]
+    rows = []
+    for name, modes in rates.items():
+        row = [name]
         for mode in ("forced", "free"):
-            own, rate = statistics.median(rows["transformer_jax"][mode]), statistics.median(modes[mode])
-            text += f"{rate:10.1f} {own / rate:7.2f}"
+            own, rate = (statistics.median(each[mode]) for each in (rates["transformer_jax"], modes))
+            row += [f"{rate:,.1f}", f"{own / rate:.2f}"]
         agreement = result["agreement"][name]
-        equal = f"{agreement['greedy_equal']:.1%}, {agreement['free_equal']:.1%}"
-        lines.append(f"{text}  {agreement['bleu']:5.2f}   {equal}")
-    return "\n".join(lines)
+        equal = (f"{agreement[f'{mode}_equal']:.1%}" for mode in ("greedy", "free"))
+        rows.append([*row, f"{agreement['bleu']:.2f}", *equal])
+    title = f"beam {result['decoding']['beam_size']}, {result['sentences']} sentences, sentences/s"
+    columns += ["outputs equal to ours, greedy", "beam"]
+    return Table(title, columns, rows, notes=["ratio: this project to that toolkit; medians of rounds"])
 
 
 def _ours(arguments: Sequence[str], folder: Path) -> Result:

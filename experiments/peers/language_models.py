@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.peers.environments import interpreter, run
 from experiments.peers.exports import write_arrays
+from transformer_jax.analysis.tables import Table
 from transformer_jax.conversion import gpt2
 from transformer_jax.conversion.format import require, switches
 from transformer_jax.data.packing import PackedText, cached_stream, evaluation_batches
@@ -64,19 +65,21 @@ def compare_language_models(mapping: Any, seconds: float, rounds: int, folder: P
     }
 
 
-def format_language_models(result: Result) -> str:
-    """The rounds, and the two runs of equal time."""
-    lines = ["round   transformer_jax    PyTorch   ratio   (tokens/s)"]
-    for number, ((ours, theirs), ratio) in enumerate(zip(result["speeds"], result["ratios"], strict=True), 1):
-        lines.append(f"{number:5}   {ours:15,.0f}   {theirs:8,.0f}   {ratio:5.2f}")
-    lines.append(f"median ratio {statistics.median(result['ratios']):.2f}; {os.cpu_count()} cores")
+def language_models_table(result: Result) -> Table:
+    """A row for each round; the two runs of equal time below."""
+    rounds = zip(result["speeds"], result["ratios"], strict=True)
+    rows = [
+        [str(number), f"{ours:,.0f}", f"{theirs:,.0f}", f"{ratio:.2f}"]
+        for number, ((ours, theirs), ratio) in enumerate(rounds, 1)
+    ]
+    notes = [f"median ratio {statistics.median(result['ratios']):.2f}, {os.cpu_count()} cores"]
     for name, title in (("ours", "transformer_jax"), ("theirs", "PyTorch")):
         record = result["equal_time"][name]
-        lines.append(
-            f"{title:<16} {record['steps']:,} steps in {record['seconds']:.0f} s: validation loss "
-            f"{record['validation_loss']:.4f}; {record['parameters']:,} parameters, {record['versions']}"
+        notes.append(
+            f"{title}: {record['steps']:,} steps in {record['seconds']:.0f} s, validation loss "
+            f"{record['validation_loss']:.4f}, {record['parameters']:,} parameters, {record['versions']}"
         )
-    return "\n".join(lines)
+    return Table("tokens/s", ("round", "transformer_jax", "PyTorch", "ratio"), rows, notes=notes)
 
 
 def _measured(script: list[str], folder: Path, name: str) -> Result:

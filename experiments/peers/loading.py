@@ -11,6 +11,7 @@ from typing import Any
 from experiments.peers import exports
 from experiments.peers.environments import interpreter, run
 from transformer_jax.analysis.run import load_run
+from transformer_jax.analysis.tables import Table
 from transformer_jax.conversion.runs import export_run
 from transformer_jax.run_directory import write_json
 
@@ -57,26 +58,20 @@ def _timed(command: list[str], folder: Path, name: str, settings: dict[str, str]
     return {"process": time.monotonic() - begin, **json.loads(target.read_text())}
 
 
-def format_loading(result: Result) -> str:
-    """A line for each, medians over rounds."""
-    rows = {
+def loading_table(result: Result) -> Table:
+    """A row for each, medians over rounds."""
+    measured = {
         "transformer_jax, first ever": [result["first"]],
         "transformer_jax": result["transformer_jax"],
         "Transformers": result["Transformers"],
     }
-    lines = [
-        f"one sentence, {result['tokens']} forced tokens, beam {result['beam_size']}; seconds",
-        f"{'':28}{'process':>9}{'imports':>9}{'load':>8}{'translate':>11}{'peak MiB':>10}   parameters",
-    ]
-    for name, measured in rows.items():
-        middle = {
-            key: statistics.median(one[key] for one in measured) for key in ("process", "imports", "load", "translate")
-        }
-        peak = statistics.median(one["peak_rss_bytes"] for one in measured) / 2**20
-        lines.append(
-            f"{name:28}{middle['process']:9.2f}{middle['imports']:9.2f}{middle['load']:8.2f}{middle['translate']:11.2f}"
-            f"{peak:10,.0f}   {measured[0]['parameters']:,}"
-        )
+    timed = ("process", "imports", "load", "translate")
+    rows = []
+    for name, records in measured.items():
+        middle = [f"{statistics.median(record[key] for record in records):.2f}" for key in timed]
+        peak = statistics.median(record["peak_rss_bytes"] for record in records) / 2**20
+        rows.append([name, *middle, f"{peak:,.0f}", f"{records[0]['parameters']:,}"])
+    title = f"one sentence, {result['tokens']} forced tokens, beam {result['beam_size']}; seconds"
     same = result["transformer_jax"][0]["text"] == result["Transformers"][0]["text"]
-    lines.append(f"same translation: {'yes' if same else 'no'}")
-    return "\n".join(lines)
+    notes = [f"same translation: {'yes' if same else 'no'}"]
+    return Table(title, ("", *timed, "peak MiB", "parameters"), rows, notes=notes)

@@ -55,5 +55,7 @@ def test_a_step_by_module(tmp_path) -> None:
         assert phases[module, "backward"] > 0
     assert sum(profile.by("kind").values()) == pytest.approx(sum(profile.busy.values()))
     assert list(profile.by("kind").values()) == sorted(profile.by("kind").values(), reverse=True)
-    table = profiling.format_profile(profile, most=3)
-    assert f"{len(modules) - 3} others" in table
+    table = profiling.profile_table(profile, most=3)
+    shares = {row[0]: float(row[-1].rstrip("%")) for row in table.rows}
+    assert sum(shares.values()) == pytest.approx(200, abs=1)  # once by module, once by kind
+    assert f"{len(modules) - 3} others" in shares

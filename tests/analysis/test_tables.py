@@ -25,3 +25,10 @@ def test_a_terminal_sees_every_cell_unchanged(capsys):
     shown = capsys.readouterr().out
     assert "[bold]a[/bold]" in shown  # a path may look like markup
     assert "running" in shown
+
+
+def test_notes_stand_below(capsys):
+    table = Table("", ["a"], [["1"]], notes=["[one]", "two"])
+    assert table.markdown() == "| a |\n| --- |\n| 1 |\n\n[one]; two\n"
+    table.show()
+    assert capsys.readouterr().out.rstrip().endswith("[one]\ntwo")

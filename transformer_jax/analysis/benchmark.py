@@ -304,13 +304,8 @@ def describe(result: Result) -> list[tuple[str, str]]:
     return rows
 
 
-def format_result(result: Result) -> str:
-    """The result as a short table."""
-    return "\n".join(f"{name:<18}{text}" for name, text in describe(result))
-
-
 def result_table(result: Result) -> Table:
-    """The result, or all of several, as a table to paste."""
+    """The result, or all of several."""
     results = result["results"] if result["measured"] == "all" else [result]
     rows = [(each["measured"] if k == 0 else "", *row) for each in results for k, row in enumerate(describe(each))]
     return Table(result.get("config", ""), ("", "what", "measured"), rows, left=("what", "measured"))

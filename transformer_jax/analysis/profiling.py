@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.profiler import ProfileData
 
+from transformer_jax.analysis.tables import Table
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config
 from transformer_jax.families.registry import find_family
@@ -180,22 +181,22 @@ def as_record(profile: Profile) -> dict[str, Any]:
     return {"step_seconds": profile.step, "devices": profile.devices, "parts": parts}
 
 
-def format_profile(profile: Profile, most: int = 30) -> str:
-    """Two tables: by module, and by kind of operation; milliseconds of a device in a mean step."""
+def profile_table(profile: Profile, most: int = 30) -> Table:
+    """Milliseconds of a device in a mean step: by module, at most ``most`` of them, then by kind of operation."""
     total = sum(profile.busy.values())
     modules = profile.by("module")
     phases = profile.by("module", "phase")
-    width = max(len(module) for (module,) in modules)
-    lines = [f"{'module':<{width}}  forward  backward    sum   share   (ms a step, mean of {profile.devices} devices)"]
+
+    def row(name: str, seconds: float, sides: tuple[str, str] = ("", "")) -> list[str]:
+        return [name, *sides, f"{1e3 * seconds:.2f}", f"{seconds / total:.1%}"]
+
+    rows = []
     for (module,), seconds in list(modules.items())[:most]:
-        forward, backward = (1e3 * phases.get((module, phase), 0.0) for phase in ("forward", "backward"))
-        sides = f"{'':7}  {'':8}" if module == UPDATE else f"{forward:7.2f}  {backward:8.2f}"
-        lines.append(f"{module:<{width}}  {sides}  {1e3 * seconds:5.2f}  {seconds / total:6.1%}")
+        forward, backward = (f"{1e3 * phases.get((module, phase), 0.0):.2f}" for phase in ("forward", "backward"))
+        rows.append(row(module, seconds, ("", "") if module == UPDATE else (forward, backward)))
     if len(modules) > most:
-        rest = sum(list(modules.values())[most:])
-        lines.append(f"{f'{len(modules) - most} others':<{width}}  {'':17}  {1e3 * rest:5.2f}  {rest / total:6.1%}")
-    lines.append("")
-    lines += [f"{kind:<{width}}  {1e3 * s:24.2f}  {s / total:6.1%}" for (kind,), s in profile.by("kind").items()]
-    lines.append(f"{'busy':<{width}}  {1e3 * total:24.2f}")
-    lines.append(f"{'step, by the clock':<{width}}  {1e3 * profile.step:24.2f}")
-    return "\n".join(lines)
+        rows.append(row(f"{len(modules) - most} others", sum(list(modules.values())[most:])))
+    rows += [row(f"of all: {kind}", seconds) for (kind,), seconds in profile.by("kind").items()]
+    notes = [f"busy {1e3 * total:.2f} ms, a step by the clock {1e3 * profile.step:.2f} ms"]
+    title = f"ms a step, mean of {profile.devices} devices"
+    return Table(title, ("module", "forward", "backward", "sum", "share"), rows, notes=notes)
