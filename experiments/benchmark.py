@@ -11,22 +11,26 @@
     python experiments/benchmark.py profile --config=configs/multi30k.py:tiny --trace=profiles/tiny
     python experiments/benchmark.py scan --config=configs/phrases.py --of=vocabulary --figure=vocabulary.png
     python experiments/benchmark.py scan --config=configs/phrases.py --of=model.d_model=64,128 --of=model.d_ff=256,512
+    python experiments/benchmark.py quality --config=configs/multi30k.py:ten_minutes  # BLEU, and how long it takes
     python experiments/benchmark.py memory --config=configs/wmt14.py:base --vocabularies=8000,37000 --lengths=256,512
     python experiments/benchmark.py train --config=configs/multi30k.py:tiny --against=marian --rounds=3
     python experiments/benchmark.py decode runs/multi30k-tiny --beam_size=5 --against=ctranslate2,joeynmt
     python experiments/benchmark.py start runs/multi30k-tiny --against=transformers
+    python experiments/benchmark.py quality --config=configs/multi30k.py:ten_minutes --against=eole
 
 Nothing is kept of what is trained. A scan varies keys of the config together, or batch_tokens, length, vocabulary,
 depth or devices around the config's own. A profile is a table of milliseconds by module, and a trace for Perfetto or
-for TensorBoard's profile page. `memory` runs nothing: it is what XLA plans. start, scan and all measure in processes
-of their own; for the others JAX_ENABLE_COMPILATION_CACHE=false times compiling from scratch.
+for TensorBoard's profile page. `memory` runs nothing: it is what XLA plans. quality trains the whole config with
+nothing cached and scores it on validation. start, scan, quality and all measure in processes of their own; for the
+others JAX_ENABLE_COMPILATION_CACHE=false times compiling from scratch.
 
 --against measures other toolkits beside this one, in turn, on the same data, weights and machine: `train` MarianMT of
 Hugging Face (`marian`) or PyTorch's own layers under torch.compile with its fused attention (`pytorch`; of a language
 model a GPT, and its validation loss after equal time), ours as the same post-norm model, the same batches; `decode`
 CTranslate2 and JoeyNMT with the run's weights, as long as the model likes and with every output forced to one length;
-`start` Transformers opening the same weights. Each runs in a process of its own, and on first use is installed in an
-environment of its own. On a GPU train's peers but MarianMT use it too.
+`start` Transformers opening the same weights; `quality` Eole, trained as long on the same pieces. Each runs in a
+process of its own, and on first use is installed in an environment of its own. On a GPU train's peers but MarianMT use
+it too.
 """
 
 import dataclasses
@@ -42,7 +46,7 @@ from experiments.decoding_flags import decoding_overrides, define_decoding_flags
 from transformer_jax.errors import UserError
 from transformer_jax.host import prepare_cpu
 
-OF_CONFIG = ("all", "train", "pipeline", "checkpoints", "profile", "scan", "memory")
+OF_CONFIG = ("all", "train", "pipeline", "checkpoints", "profile", "scan", "quality", "memory")
 ACTIONS = (*OF_CONFIG, "decode", "start")
 # A run brings its own config; otherwise one must be given.
 GIVEN = {word.partition("=")[0].lstrip("-") for word in sys.argv}
@@ -64,11 +68,18 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "decode, start: best, lat
 TEXT = flags.DEFINE_string("text", "Two men are cooking in a small kitchen.", "start: what a run translates first")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the result to")
 MARKDOWN = flags.DEFINE_string("markdown", None, "file to write the result to as a table to paste")
-AGAINST = flags.DEFINE_list("against", [], "train: marian, pytorch; decode: ctranslate2, joeynmt; start: transformers")
+AGAINST = flags.DEFINE_list(
+    "against", [], "train: marian, pytorch; decode: ctranslate2, joeynmt; start: transformers; quality: eole"
+)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "--against: how often the toolkits take turns", lower_bound=1)
 PEERS = flags.DEFINE_string("peers", None, "--against: folder of their environments; default: in the cache folder")
 define_decoding_flags()
-BESIDE = {"train": ("marian", "pytorch"), "decode": ("ctranslate2", "joeynmt"), "start": ("transformers",)}
+BESIDE = {
+    "train": ("marian", "pytorch"),
+    "decode": ("ctranslate2", "joeynmt"),
+    "start": ("transformers",),
+    "quality": ("eole",),
+}
 SHARED = ("beam_size", "length_penalty")  # settings of decoding that all toolkits have
 FORCED_BESIDE = 25  # tokens of every output, where none are given
 SINGLES = 20  # lines translated one at a time, for the latency
@@ -88,7 +99,7 @@ def main(arguments: list[str]) -> None:
     if AGAINST.value:
         measure = _beside
     else:
-        measure = _across_processes if action in ("all", "start", "scan") else _here
+        measure = _across_processes if action in ("all", "start", "scan", "quality") else _here
     result, table = measure(action, mapping, runs)
     table.show()
     if OUTPUT.value:
@@ -112,7 +123,8 @@ def _check_peers(action: str, mapping: Any, runs: list[str]) -> None:
 
 def _beside(action: str, mapping: Any, runs: list[str]) -> Any:
     """The result and its table, in turn with other toolkits."""
-    from experiments.peers import comparison, environments, language_models, loading
+    from experiments.benchmarking import quality
+    from experiments.peers import comparison, environments, eole, language_models, loading
 
     folder = environments.work_folder(PEERS.value)
     forced, rounds, checkpoint = FORCED.value or FORCED_BESIDE, ROUNDS.value, CHECKPOINT.value
@@ -123,6 +135,10 @@ def _beside(action: str, mapping: Any, runs: list[str]) -> Any:
         of_lines = (LINES.value, forced, REPEATS.value, rounds)
         result = comparison.compare_decoding(runs[0], checkpoint, AGAINST.value, given_settings(), *of_lines, folder)
         return result, comparison.decoding_table(result)
+    if action == "quality":
+        result = quality.measure_quality(mapping)
+        result["against"] = {"Eole": eole.train_eole(mapping, result["seconds"], folder)}
+        return result, quality.quality_table(result)
     if mapping.family == "language_model":
         result = language_models.compare_language_models(mapping, SECONDS.value, rounds, folder)
         return result, language_models.language_models_table(result)
@@ -132,7 +148,7 @@ def _beside(action: str, mapping: Any, runs: list[str]) -> Any:
 
 def _across_processes(action: str, mapping: Any, runs: list[str]) -> Any:
     """The result and its table, each part measured in a process of its own."""
-    from experiments.benchmarking import processes, scans
+    from experiments.benchmarking import processes, quality, scans
     from transformer_jax.analysis import benchmark
 
     if action == "scan":
@@ -140,6 +156,9 @@ def _across_processes(action: str, mapping: Any, runs: list[str]) -> Any:
         if FIGURE.value:
             scans.scan_figure(result).savefig(FIGURE.value, dpi=150)
         return result, scans.scan_table(result)
+    if action == "quality":
+        result = quality.measure_quality(mapping)
+        return result, quality.quality_table(result)
     if action == "all":
         result = processes.measure_all(mapping, SECONDS.value)
     elif runs:

@@ -14,6 +14,7 @@ REQUIREMENTS = {
     "marian": (TORCH, "numpy==2.4.6", "transformers==5.23.0", "sentencepiece==0.2.3"),
     "gpt": (TORCH, "numpy==2.4.6"),
     "joeynmt": (TORCH, "numpy==2.4.6", "joeynmt==2.3.0", "importlib_metadata"),
+    "eole": (TORCH, "numpy==2.4.6", "eole==0.6.4", "aiohttp"),
     "ctranslate2": ("numpy==2.4.6", "ctranslate2==4.8.5", "sentencepiece==0.2.3"),
 }
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarking import first_step, processes, scans
+from experiments.benchmarking import first_step, processes, quality, scans
 from experiments.command_line import load_config
 from experiments.peers import comparison, environments, exports
 from tests.made_files import tiny_config, write_pairs
@@ -29,7 +29,7 @@ from transformer_jax.models.attention import MultiHeadAttention
 from transformer_jax.training import loop
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PEERS = {"torch", "transformers", "joeynmt", "ctranslate2"}
+PEERS = {"torch", "transformers", "joeynmt", "ctranslate2", "eole"}
 
 pytestmark = pytest.mark.xdist_group("benchmark")
 
@@ -238,6 +238,7 @@ def test_nothing_to_measure_is_refused(mapping, repeats, lines, name):
         ("benchmark.py", ["race", "--random", "--config=configs/multi30k.py:tiny"], "race"),
         ("benchmark.py", ["train", "--config=configs/multi30k.py:tiny", "--against=joeynmt"], "marian, pytorch"),
         ("benchmark.py", ["train", "--config=configs/language_model.py", "--against=marian"], "one of pytorch"),
+        ("benchmark.py", ["quality", "--config=configs/multi30k.py:tiny", "--against=marian"], "one of eole"),
         ("benchmark.py", ["decode", "some-run", "--against=marian"], "one of ctranslate2, joeynmt"),
         ("benchmark.py", ["decode", "some-run", "--against=ctranslate2", "--patience=2"], "--patience: beside"),
         ("benchmark.py", ["pipeline", "--config=configs/multi30k.py:tiny", "--against=marian"], "no toolkit"),
@@ -323,6 +324,28 @@ def test_peers_packages_stay_in_their_own_environments():
             assert not roots & {"transformer_jax", "experiments", "jax"}, file
         else:
             assert not roots & PEERS, file
+
+
+def test_quality_is_that_of_a_run_from_an_empty_cache(mapping, monkeypatch):
+    seen = []
+
+    def stream(command, words, settings):
+        seen.append((command, Path(settings["TRANSFORMER_JAX_CACHE"]).exists()))
+        if command == "evaluate.py":
+            scores = Path(words[0]) / "scores"
+            scores.mkdir(parents=True)
+            record = {"scores": {"bleu": 40.0, "bleu_lowercase_tokenized": 41.0, "chrf": 60.0}}
+            (scores / "validation.json").write_text(json.dumps(record))
+
+    monkeypatch.setattr(quality, "_stream", stream)
+    result = quality.measure_quality(mapping)
+    assert seen == [("train.py", False), ("evaluate.py", False)]
+    result["against"] = {"Eole": {"seconds": 1200.0, "steps": 900, "scores": result["scores"]}}
+    assert quality.quality_table(result).rows[1] == ["Eole", "1,200", "900", "40.00", "41.00", "60.00"]
+    other = mapping.copy_and_resolve_references()
+    other.family = "language_model"
+    with pytest.raises(UserError, match="language_model"):
+        quality.measure_quality(other)
 
 
 def test_tables_show_ratios_of_rounds():
