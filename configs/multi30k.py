@@ -3,10 +3,10 @@
     python experiments/train.py --config=configs/multi30k.py:tiny --workdir=runs/multi30k-tiny
 
 `tiny` is the published Transformer-Tiny recipe (Wu et al. 2021); `ten_minutes` is what validation chose for ten minutes
-on four CPU cores; `lstm` has recurrent networks with attention, as large, in the place of that Transformer. `best` and,
-in the size of `tiny`, `best_tiny` train to convergence, some hundred epochs, with what the literature found to help
-small data: BPE-dropout (Provilkov et al. 2020), SimCut (Gao et al. 2022), more dropout, an average of the weights.
-They are the default until an ablation on validation has been measured (experiments/ablation.py).
+on four CPU cores; `lstm` has recurrent networks with attention, as large, in the place of that Transformer. `best_tiny`
+is the best recipe found for the size of `tiny` (docs/performance.md). `best` is larger and trains some hundred epochs
+with what the literature found to help small data: BPE-dropout (Provilkov et al. 2020), SimCut (Gao et al. 2022), more
+dropout; it has not been measured.
 
 The data is downloaded, or read from a folder with --config.dataset.path=FOLDER; other directions with
 --config.dataset.source_language=fr and so on.
@@ -73,26 +73,31 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             config.optimizer.peak_learning_rate = 2e-3
         return config
     if variant in ("best", "best_tiny"):
-        config.tokenizer.sampling = 0.1
         config.model.dtype = "bfloat16_products"
-        config.task.regularizer = "simcut"
-        config.task.regularizer_weight = 3.0
         config.optimizer.schedule = "warmup_stable_decay"
         config.optimizer.decay_fraction = 0.3
+        config.optimizer.warmup_steps = 1000
         config.optimizer.clip_norm = 1.0
-        config.training.total_steps = 12_000
+        config.training.total_steps = 5500
         config.training.ema_decay = 0.998
-        config.checkpoints.every_steps = 1000
+        config.checkpoints.every_steps = 500
         config.checkpoints.keep_latest = 2
-        config.evaluation.every_steps = 1000
+        config.evaluation.every_steps = 500
         config.evaluation.weights = "ema"
         config.evaluation.max_sentences = 0
         if variant == "best":
+            config.tokenizer.sampling = 0.1
+            config.task.regularizer = "simcut"
+            config.task.regularizer_weight = 3.0
+            config.training.total_steps = 12_000
+            config.checkpoints.every_steps = 1000
+            config.evaluation.every_steps = 1000
             config.model.d_model = 256
             config.model.d_ff = 1024
             config.model.attention_dropout_rate = 0.1
             config.model.activation_dropout_rate = 0.1
             config.optimizer.peak_learning_rate = 3e-3
+            config.optimizer.warmup_steps = 2000
         return config
     if variant == "smoke":
         config.training.total_steps = 40
