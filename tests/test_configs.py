@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from experiments.command_line import load_config
+from experiments.long_range.trials import Trial
 from transformer_jax.data.batches import ArraySpec
 from transformer_jax.data.long_range import TASKS, generate
 from transformer_jax.errors import UserError
@@ -70,8 +71,10 @@ def test_a_config_is_whole_and_its_best_checkpoint_is_one_that_is_saved(spec):
 def test_the_networks_that_are_compared_are_of_one_size():
     counts = [parameter_count(read(f"long_range.py:reverse/{n}")) for n in ("lstm", "lstm_attention", "transformer")]
     assert max(counts) < 1.04 * min(counts)
-    transformer, lstm = (parameter_count(read(f"multi30k.py:{variant}")) for variant in ("ten_minutes", "lstm"))
-    assert lstm == pytest.approx(transformer, rel=0.04)
+    configs = [Trial("multi30k", network, 1e-3, 1).config([]) for network in ("lstm_attention", "transformer")]
+    assert parameter_count(configs[0]) == pytest.approx(parameter_count(configs[1]), rel=0.04)
+    assert configs[0].tokenizer == configs[1].tokenizer
+    assert configs[0].batching == configs[1].batching
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ from transformer_jax.training.loop import train
 
 Record = dict[str, Any]
 TASKS = (*VOCABULARIES, "multi30k")
+ALIKE = (
+    "tokenizer.vocab_size",
+    *(f"batching.{key}" for key in ("tokens_per_batch", "packed_length", "num_shapes")),
+    "optimizer.warmup_steps",
+    *("training.total_steps", "checkpoints.every_steps", "evaluation.every_steps"),
+)
+"""What the Transformer for Multi30k has from the config of its LSTMs."""
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 """Peak learning rates tried, the same for all."""
@@ -54,7 +62,8 @@ class Trial:
             spec = "multi30k.py:ten_minutes" if self.network == "transformer" else "multi30k.py:lstm"
             # What `lstm` spends on attention, plain LSTMs have in width; and all compute alike, on the same batches.
             plain = ["model.attention=none", "model.d_model=192"]
-            alike = ["model.dtype=float32", "batching.packed_length=0", "batching.num_shapes=8"]
+            recurrent = load_config(f"{CONFIGS / 'multi30k.py:lstm'}")
+            alike = ["model.dtype=float32", *(f"{key}={attrgetter(key)(recurrent)}" for key in ALIKE)]
             own = {"lstm": plain, "lstm_attention": [], "transformer": alike}[self.network]
         else:
             spec, own = f"long_range.py:{self.task}/{self.network}", []
