@@ -68,9 +68,7 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "decode, start: best, lat
 TEXT = flags.DEFINE_string("text", "Two men are cooking in a small kitchen.", "start: what a run translates first")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the result to")
 MARKDOWN = flags.DEFINE_string("markdown", None, "file to write the result to as a table to paste")
-AGAINST = flags.DEFINE_list(
-    "against", [], "train: marian, pytorch; decode: ctranslate2, joeynmt; start: transformers; quality: eole"
-)
+AGAINST = flags.DEFINE_list("against", [], "other toolkits measured beside this one; which, see above")
 ROUNDS = flags.DEFINE_integer("rounds", 3, "--against: how often the toolkits take turns", lower_bound=1)
 PEERS = flags.DEFINE_string("peers", None, "--against: folder of their environments; default: in the cache folder")
 define_decoding_flags()
