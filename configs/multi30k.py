@@ -45,21 +45,27 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.decoding.length_penalty = 1.0
     if variant == "tiny":
         return config
+    if variant == "smoke":
+        config.training.total_steps = 40
+        config.training.log_every_steps = 10
+        config.checkpoints.every_steps = 20
+        config.evaluation.every_steps = 20
+        return config
+    config.model.dtype = "bfloat16_products"
+    config.optimizer.schedule = "warmup_stable_decay"
+    config.optimizer.decay_fraction = 0.3
+    config.optimizer.clip_norm = 1.0
+    config.training.ema_decay = 0.998
+    config.checkpoints.keep_latest = 2
+    config.evaluation.weights = "ema"
     if variant in ("ten_minutes", "lstm"):
         # Ten minutes are some twenty epochs: too few for the recipe's dropout.
-        config.model.dtype = "bfloat16_products"
         config.model.dropout_rate = 0.2
         config.model.embedding_dropout_rate = 0.2
-        config.optimizer.schedule = "warmup_stable_decay"
-        config.optimizer.decay_fraction = 0.3
         config.optimizer.warmup_steps = 700
-        config.optimizer.clip_norm = 1.0
         config.training.total_steps = 2800
-        config.training.ema_decay = 0.998
         config.checkpoints.every_steps = 280
-        config.checkpoints.keep_latest = 2
         config.evaluation.every_steps = 1400
-        config.evaluation.weights = "ema"
         config.decoding.beam_size = 10
         config.decoding.length_penalty = 1.4
         if variant == "lstm":
@@ -76,36 +82,23 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             config.evaluation.every_steps = 3025
         return config
     if variant in ("best", "best_tiny"):
-        config.model.dtype = "bfloat16_products"
-        config.optimizer.schedule = "warmup_stable_decay"
-        config.optimizer.decay_fraction = 0.3
         config.optimizer.warmup_steps = 1000
-        config.optimizer.clip_norm = 1.0
         config.training.total_steps = 5500
-        config.training.ema_decay = 0.998
         config.checkpoints.every_steps = 500
-        config.checkpoints.keep_latest = 2
         config.evaluation.every_steps = 500
-        config.evaluation.weights = "ema"
         config.evaluation.max_sentences = 0
         if variant == "best":
             config.tokenizer.sampling = 0.1
             config.task.regularizer = "simcut"
             config.task.regularizer_weight = 3.0
-            config.training.total_steps = 12_000
-            config.checkpoints.every_steps = 1000
-            config.evaluation.every_steps = 1000
             config.model.d_model = 256
             config.model.d_ff = 1024
             config.model.attention_dropout_rate = 0.1
             config.model.activation_dropout_rate = 0.1
             config.optimizer.peak_learning_rate = 3e-3
             config.optimizer.warmup_steps = 2000
-        return config
-    if variant == "smoke":
-        config.training.total_steps = 40
-        config.training.log_every_steps = 10
-        config.checkpoints.every_steps = 20
-        config.evaluation.every_steps = 20
+            config.training.total_steps = 12_000
+            config.checkpoints.every_steps = 1000
+            config.evaluation.every_steps = 1000
         return config
     raise ValueError(f"unknown variant {variant!r}; known: tiny, ten_minutes, lstm, best, best_tiny, smoke")

@@ -113,7 +113,7 @@ def _check_peers(action: str, mapping: Any, runs: list[str]) -> None:
     needs_run = action in ("decode", "start")
     if set(AGAINST.value) - set(known) or (action == "train" and len(AGAINST.value) > 1) or needs_run != bool(runs):
         of_what = f"{action} RUN" if needs_run else action
-        peers = f"one of {', '.join(known)}" if known else "no toolkit; train, decode RUN and start RUN can"
+        peers = f"one of {', '.join(known)}" if known else "no toolkit; train, quality, decode RUN and start RUN can"
         raise UserError(f"--against={','.join(AGAINST.value)}: {of_what} can be measured beside {peers}.")
     if others := sorted(set(given_settings()) - set(SHARED) if action == "decode" else ()):
         raise UserError(f"--{others[0]}: beside other toolkits only {' and '.join(SHARED)} can be set, which all have.")
@@ -134,6 +134,8 @@ def _beside(action: str, mapping: Any, runs: list[str]) -> Any:
         result = comparison.compare_decoding(runs[0], checkpoint, AGAINST.value, given_settings(), *of_lines, folder)
         return result, comparison.decoding_table(result)
     if action == "quality":
+        eole.check_eole(mapping)
+        environments.interpreter(folder, "eole")  # what cannot be installed is known before the training
         result = quality.measure_quality(mapping)
         result["against"] = {"Eole": eole.train_eole(mapping, result["seconds"], folder)}
         return result, quality.quality_table(result)

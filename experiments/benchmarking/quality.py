@@ -11,10 +11,11 @@ from typing import Any
 
 from experiments.benchmarking.processes import COMMANDS, write_config
 from experiments.peers.environments import clean_environment
+from transformer_jax.analysis.run import require_family
 from transformer_jax.analysis.tables import Table
 from transformer_jax.data.cache import VARIABLE
 from transformer_jax.errors import UserError
-from transformer_jax.experiment import plain
+from transformer_jax.experiment import parse_config, plain
 
 Result = dict[str, Any]
 SCORES = {"bleu": "BLEU", "bleu_lowercase_tokenized": "lower-cased", "chrf": "chrF2"}
@@ -29,8 +30,7 @@ def measure_quality(mapping: Any) -> Result:
     Raises: UserError for another family, and when a command fails; what it said is on the terminal.
     """
     values = plain(mapping)
-    if values["family"] != "translation":
-        raise UserError(f"config.family={values['family']!r}: the quality of a translation config can be measured.")
+    require_family("translation", parse_config(values))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         workdir, settings = folder / "run", {VARIABLE: str(folder / "cache")}

@@ -8,17 +8,30 @@ from typing import Any
 
 from experiments.peers import exports
 from experiments.peers.environments import interpreter, run
+from transformer_jax.analysis.run import require_family
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.data.tokenizers import train_tokenizers
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation.bleu import translation_scores
 from transformer_jax.experiment import parse_config
-from transformer_jax.families.translation import TranslationConfig, make_model
+from transformer_jax.families.translation import TranslationConfig, model_config
 from transformer_jax.run_directory import write_json, write_text
 
 PROBES = 40, 140
 """Steps of two short trainings, from which the time of a step and of starting are known."""
 Result = dict[str, Any]
+
+
+def check_eole(mapping: Any) -> None:
+    """Raises: UserError for another family, and for a model that Eole lacks."""
+    config = parse_config(mapping)
+    require_family("translation", config)
+    model = model_config(config, config.tokenizer.vocab_size, config.tokenizer.vocab_size)
+    exports.check_model(model)
+    if model.norm_placement != "pre":
+        raise UserError(f"model.norm_placement is {model.norm_placement!r}; Eole's is 'pre'.")
+    if model.num_encoder_layers != model.num_decoder_layers:
+        raise UserError("model.num_encoder_layers and model.num_decoder_layers must be equal: Eole has one number.")
 
 
 def train_eole(mapping: Any, seconds: float, folder: Path) -> Result:
@@ -31,15 +44,12 @@ def train_eole(mapping: Any, seconds: float, folder: Path) -> Result:
     Args: seconds: for all of ``eole train``.
 
     Returns: "seconds" it took, "steps", and "scores" of the validation split with the config's beam and length penalty.
-    Raises: UserError for a model that Eole lacks, and where a command fails.
+    Raises: UserError as `check_eole` does, and where a command fails.
     """
+    check_eole(mapping)
     config = parse_config(mapping)
     dataset = load_dataset(config.dataset)
     tokenizers = train_tokenizers(dataset, config.tokenizer)
-    model = make_model(config, tokenizers).config
-    exports.check_model(model)
-    if model.num_encoder_layers != model.num_decoder_layers:
-        raise UserError("model.num_encoder_layers and model.num_decoder_layers must be equal: Eole has one number.")
     eole = interpreter(folder, "eole").parent / "eole"
     home = folder / "eole"
     shutil.rmtree(home, ignore_errors=True)

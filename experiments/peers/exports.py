@@ -30,8 +30,9 @@ SUPPORTED = {
 def check_model(model: TransformerConfig) -> None:
     """Raises: UserError for a model that the peers do not have."""
     for name, allowed in SUPPORTED.items():
-        if getattr(model, name) not in allowed:
-            raise UserError(f"model.{name} is {getattr(model, name)!r}; a peer can only have {allowed[0]!r}.")
+        found = getattr(model, name, None)  # a recurrent network has other settings
+        if found not in allowed:
+            raise UserError(f"model.{name} is {found!r}; a peer can only have {allowed[0]!r}.")
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

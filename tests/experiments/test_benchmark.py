@@ -16,7 +16,7 @@ import pytest
 
 from experiments.benchmarking import first_step, processes, quality, scans
 from experiments.command_line import load_config
-from experiments.peers import comparison, environments, exports
+from experiments.peers import comparison, environments, eole, exports
 from tests.made_files import tiny_config, write_pairs
 from tests.models import tiny
 from transformer_jax.analysis import benchmark, peak
@@ -342,10 +342,22 @@ def test_quality_is_that_of_a_run_from_an_empty_cache(mapping, monkeypatch):
     assert seen == [("train.py", False), ("evaluate.py", False)]
     result["against"] = {"Eole": {"seconds": 1200.0, "steps": 900, "scores": result["scores"]}}
     assert quality.quality_table(result).rows[1] == ["Eole", "1,200", "900", "40.00", "41.00", "60.00"]
-    other = mapping.copy_and_resolve_references()
-    other.family = "language_model"
-    with pytest.raises(UserError, match="language_model"):
-        quality.measure_quality(other)
+    with pytest.raises(UserError, match="language_model, this is for translation"):
+        quality.measure_quality(load_config(str(CHECKOUT / "configs" / "language_model.py")))
+
+
+@pytest.mark.parametrize(
+    ("variant", "override", "named"),
+    [
+        ("lstm", "seed=0", r"model\.norm is None"),
+        ("tiny", "model.norm_placement=post", "norm_placement is 'post'"),
+        ("tiny", "model.num_decoder_layers=2", "must be equal"),
+    ],
+)
+def test_what_eole_lacks_is_named_before_anything_is_trained(variant, override, named):
+    eole.check_eole(load_config(str(CHECKOUT / "configs" / "multi30k.py:tiny")))
+    with pytest.raises(UserError, match=named):
+        eole.check_eole(load_config(str(CHECKOUT / "configs" / f"multi30k.py:{variant}"), [override]))
 
 
 def test_tables_show_ratios_of_rounds():
