@@ -21,6 +21,8 @@ from transformer_jax.training.loop import train
 
 BASE, PRETRAINED = "base", "bidirectional-pretraining"
 SCORES = {"bleu": "BLEU", "bleu_lowercase_tokenized": "BLEU, lower-cased", "chrf": "chrF2"}
+AVERAGED = 8
+"""Checkpoints in the mean; the base's runs keep as many."""
 SAMPLES = {"method": "sample", "n_best": 1, "candidates": 32, "rerank": "chrf"}
 
 
@@ -32,12 +34,14 @@ class Setting:
       overrides: what is changed of the base config, by dotted key, in runs of its own.
       pretrained: these runs start from one that has learned both directions for the first third of the steps, and take
         the other two themselves (Ding et al. 2021).
+      checkpoint: which weights are taken of the base's runs, as for `load_run`.
       decoding: what is changed of decoding alone: then the runs are those of the base.
       together: all seeds at once, as an ensemble, or as a pool of candidates.
     """
 
     overrides: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
+    checkpoint: str = "best"
     decoding: dict[str, Any] = field(default_factory=dict)
     together: Literal["", "ensemble", "pool"] = ""
 
@@ -70,8 +74,8 @@ SETTINGS = {
     "adamw": _optimizer("adamw", weight_decay=0.01),
     "muon": _optimizer("muon"),
     "schedule-free": _optimizer("schedule_free_adamw", schedule="constant"),
-    "last-weights": Setting({"evaluation.weights": "latest"}),
-    "average-8": Setting({"evaluation.weights": "average", "evaluation.average": 8, "checkpoints.keep_latest": 8}),
+    "last-weights": Setting(checkpoint="latest"),
+    f"average-{AVERAGED}": Setting(checkpoint=f"average:{AVERAGED}"),
     "ema": Setting({"evaluation.weights": "ema", "training.ema_decay": 0.998}),
     "depth-6-2": _depths(6, 2),
     "depth-4-4": _depths(4, 4),
@@ -119,9 +123,14 @@ class Study:
             problem = f"sets {missing[0]}, which {config.name} has not" if missing else ""
             if SETTINGS[name].together and seeds < 2:
                 problem = "is of two seeds or more, and --seeds is 1"
+            checkpoints = config.training.total_steps // config.checkpoints.every_steps
+            if SETTINGS[name].checkpoint == f"average:{AVERAGED}" and checkpoints < AVERAGED:
+                problem = f"is the mean of {AVERAGED} checkpoints, and a run writes {checkpoints}"
             if problem and names is not None:
                 raise UserError(f"--settings: {name} {problem}; leave it out.")
             if problem:
+                continue
+            if SETTINGS[name].checkpoint == _evaluated(config):
                 continue
             if not overrides or any(base[key] != value for key, value in overrides.items()):
                 parse_config(self._changed(SETTINGS[name], config.seed))
@@ -146,7 +155,7 @@ class Study:
         """Scores validation with one seed's run, or with those of several together, unless that has been done."""
         file, setting = self.folder / "scores" / f"{name}-{'-'.join(map(str, seeds))}.json", SETTINGS[name]
         if not file.is_file():
-            runs = [load_run(self._run(name, seed)) for seed in seeds]
+            runs = [load_run(self._run(name, seed), setting.checkpoint) for seed in seeds]
             run = EnsembleRun(runs, pool=setting.together == "pool") if setting.together else runs[0]
             record, _ = run.evaluate("validation", None, **setting.decoding)
             write_json(file, {"setting": name, "seeds": seeds, **record})
@@ -172,6 +181,8 @@ class Study:
         """The config of a row's runs."""
         changed = copy.deepcopy(self.config)
         changed.update_from_flattened_dict({**setting.overrides, "seed": seed})
+        if setting == SETTINGS[BASE]:
+            changed.checkpoints.keep_latest = max(AVERAGED, changed.checkpoints.keep_latest)
         if setting.pretrained:
             changed.training.total_steps -= self._pretraining(seed).training.total_steps
             changed.initialize.run = str(self.folder / "runs" / f"{PRETRAINED}-first-{seed}")
@@ -192,7 +203,7 @@ class Study:
         rows = [_row(name, found[name], found.get(BASE, [])) for name in SETTINGS if name in found]
         write_json(self.folder / "table.json", rows)
         parts = []
-        for title, decoded in (("Trained anew", False), ("Decoded otherwise, with the runs of the base", True)):
+        for title, decoded in (("Trained", False), ("With the runs of the base", True)):
             head = ["setting", "what is set", "runs", *SCORES.values(), "BLEU against base"]
             lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
             lines += [f"| {' | '.join(_cells(row))} |" for row in rows if row["decoded"] == decoded]
@@ -203,6 +214,12 @@ class Study:
         return table
 
 
+def _evaluated(config: ConfigDict) -> str:
+    """The choice of weights, as for `load_run`, that training itself evaluates."""
+    weights: str = config.evaluation.weights
+    return f"average:{config.evaluation.average}" if weights == "average" else weights
+
+
 def _row(name: str, records: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
     setting = SETTINGS[name]
     scores = {score: [record["scores"][score] for record in records] for score in SCORES}
@@ -210,11 +227,12 @@ def _row(name: str, records: list[dict[str, Any]], base: list[dict[str, Any]]) -
         "setting": name,
         "set": {
             **setting.overrides,
+            **({"checkpoint": setting.checkpoint} if setting.checkpoint != "best" else {}),
             **setting.decoding,
             **({"together": setting.together} if setting.together else {}),
             **({"dataset.bidirectional": "in the first third"} if setting.pretrained else {}),
         },
-        "decoded": bool(setting.decoding or setting.together),
+        "decoded": not (setting.overrides or setting.pretrained or name == BASE),
         "seeds": [record["seeds"] for record in records],
         "scores": scores,
         "mean": {score: statistics.mean(values) for score, values in scores.items()},

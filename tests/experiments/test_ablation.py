@@ -12,9 +12,12 @@ from transformer_jax.analysis.run import load_run
 from transformer_jax.errors import UserError
 
 SHORT = {
-    "training__total_steps": 6,
-    "checkpoints__every_steps": 3,
-    "evaluation__every_steps": 3,
+    "training__total_steps": 8,
+    "training__ema_decay": 0.5,
+    "checkpoints__every_steps": 1,
+    "checkpoints__keep_latest": 2,
+    "evaluation__every_steps": 8,
+    "evaluation__weights": "ema",
     "batching__num_shapes": 1,
     "batching__max_length": 16,
     "decoding__max_source_length": 16,
@@ -28,8 +31,10 @@ def config(tmp_path_factory):
 
 
 def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
-    study = Study(tmp_path, config, 2, ["base", "label-smoothing-0.0", "label-smoothing-0.1", "ensemble"])
-    assert study.names == ["base", "label-smoothing-0.0", "ensemble"]  # the base has the other
+    names = ["base", "label-smoothing-0.0", "label-smoothing-0.1", "last-weights", "average-8", "ensemble"]
+    study = Study(tmp_path, config, 2, names)
+    names.remove("label-smoothing-0.1")  # the base has it
+    assert study.names == names
     for name in study.names:
         study.make(name)
     Study(tmp_path, config, 1, ["bidirectional-pretraining"]).make("bidirectional-pretraining")
@@ -39,11 +44,14 @@ def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
     assert {runs[name].config.seed for name in ("base-1", "base-2")} == {1, 2}
     first, then = runs["bidirectional-pretraining-first-1"], runs["bidirectional-pretraining-1"]
     assert (first.config.dataset.bidirectional, then.config.dataset.bidirectional) == (True, False)
-    assert (first.steps[-1], then.config.training.total_steps) == (2, 4)
+    assert (first.steps[-1], then.config.training.total_steps) == (2, 6)
     assert json.loads((then.directory.path / "initialization.json").read_text())["not_taken"] == {}
 
     rows = {row["setting"]: row for row in json.loads((tmp_path / "table.json").read_text())}
-    assert list(rows) == ["base", "label-smoothing-0.0", "bidirectional-pretraining", "ensemble"]
+    assert list(rows) == [*names[:-1], "bidirectional-pretraining", "ensemble"]
+    for name, checkpoint in (("base", "ema"), ("last-weights", "latest"), ("average-8", "average:8")):
+        run = load_run(tmp_path / "runs/base-2", checkpoint)
+        assert rows[name]["scores"]["chrf"][1] == run.evaluate("validation", None)[0]["scores"]["chrf"]
     own = [runs[f"base-{seed}"].evaluate("validation", None)[0]["scores"]["chrf"] for seed in (1, 2)]
     assert own[0] != own[1]
     assert rows["base"]["scores"]["chrf"] == own
@@ -55,7 +63,7 @@ def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
     table = (tmp_path / "table.md").read_text()
     (line,) = (line for line in table.splitlines() if line.startswith("| base |  | 1 and 2 |"))
     assert f"| {statistics.mean(own):.2f} ± {statistics.stdev(own):.2f} |" in line
-    assert table.index("| base |") < table.index("Decoded otherwise") < table.index("| ensemble |")
+    assert table.index("| base |") < table.index("With the runs") < table.index("| ensemble |")
 
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("metrics.jsonl")}
     assert len(files) == 6
@@ -85,5 +93,8 @@ def test_what_cannot_be_is_named_before_work(config, tmp_path):
         Study(tmp_path, lstm, 1, ["depth-6-2"])
     with pytest.raises(UserError, match="ensemble is of two seeds or more"):
         Study(tmp_path, config, 1, ["ensemble"])
+    rare = tiny_config(config.dataset.path, **SHORT | {"checkpoints__every_steps": 2})
+    with pytest.raises(UserError, match="average-8 is the mean of 8 checkpoints, and a run writes 4"):
+        Study(tmp_path, rare, 1, ["average-8"])
     assert not list(tmp_path.iterdir())
     assert not {"depth-6-2", "ensemble"} & set(Study(tmp_path, lstm, 1).names)
