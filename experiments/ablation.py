@@ -13,7 +13,7 @@ samples of all seeds.
 All else is as in the base: an optimizer or a schedule is tried at the learning rate of the base, not at its own best.
 Every run is an ordinary one, in STUDY/runs. Interrupted, the same command continues; what is done is not done again.
 Several processes can make different --settings in one study, `base` first. The table, as far as it is known, is in
-table.md and table.json. The test split is never read.
+table.md and table.json, and a figure of the differences in differences.png. The test split is never read.
 """
 
 from absl import flags
@@ -35,7 +35,8 @@ def main(arguments: list[str]) -> None:
     study = Study(STUDY.value, CONFIG.value, SEEDS.value, SETTINGS.value)
     for name in study.names:
         study.make(name)
-    print(study.write_table())
+    for table in study.write_report():
+        table.show()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from transformer_jax.analysis.ensemble import EnsembleRun
 from transformer_jax.analysis.run import load_run
+from transformer_jax.analysis.tables import Table
 from transformer_jax.config import differences, flatten, suggest
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config, plain
@@ -142,14 +144,14 @@ class Study:
             raise UserError(f"{self.folder} is a study of another config (there -> here): {'; '.join(changed)}.")
 
     def make(self, name: str) -> None:
-        """One row: trains what is missing, scores validation, writes the table."""
+        """One row: trains what is missing, scores validation, writes the report."""
         setting = SETTINGS[name]
         if setting.together:
             self._score(name, *self.seeds)
         else:
             for seed in self.seeds:
                 self._score(name, seed)
-        self.write_table()
+        self.write_report()
 
     def _score(self, name: str, *seeds: int) -> None:
         """Scores validation with one seed's run, or with those of several together, unless that has been done."""
@@ -194,24 +196,24 @@ class Study:
         first.update_from_flattened_dict({"seed": seed, "dataset.bidirectional": True, "training.total_steps": steps})
         return first
 
-    def write_table(self) -> str:
-        """All rows as far as they are known: mean ± standard deviation over the seeds, of validation."""
+    def write_report(self) -> list[Table]:
+        """All rows as far as they are known, of validation: table.md, table.json, and differences.png."""
         found: dict[str, list[dict[str, Any]]] = {}
         for file in sorted((self.folder / "scores").glob("*.json")):
             record = json.loads(file.read_text())
             found.setdefault(record["setting"], []).append(record)
         rows = [_row(name, found[name], found.get(BASE, [])) for name in SETTINGS if name in found]
         write_json(self.folder / "table.json", rows)
-        parts = []
-        for title, decoded in (("Trained", False), ("With the runs of the base", True)):
-            head = ["setting", "what is set", "runs", *SCORES.values(), "BLEU against base"]
-            lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-            lines += [f"| {' | '.join(_cells(row))} |" for row in rows if row["decoded"] == decoded]
-            if len(lines) > 2:
-                parts.append(f"{title}\n\n" + "\n".join(lines) + "\n")
-        table = "\n".join(parts)
-        write_text(self.folder / "table.md", table)
-        return table
+        columns = ["setting", "what is set", "runs", *SCORES.values(), "BLEU against base"]
+        tables = [
+            Table(title, columns, [_cells(row) for row in rows if row["decoded"] == decoded], left=columns[:2])
+            for title, decoded in (("Trained", False), ("With the runs of the base", True))
+        ]
+        tables = [table for table in tables if table.rows]
+        write_text(self.folder / "table.md", "\n".join(table.markdown() for table in tables))
+        if changed := [row for row in rows if "against_base" in row]:
+            _figure(changed, found[BASE]).savefig(self.folder / "differences.png", dpi=110)
+        return tables
 
 
 def _evaluated(config: ConfigDict) -> str:
@@ -242,6 +244,30 @@ def _row(name: str, records: list[dict[str, Any]], base: list[dict[str, Any]]) -
         of_base = {score: statistics.mean(record["scores"][score] for record in base) for score in SCORES}
         row["against_base"] = {score: row["mean"][score] - of_base[score] for score in SCORES}
     return row
+
+
+def _figure(rows: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> Figure:
+    """BLEU of each row less the base's mean: a bar is the mean, a point a run; the band is the base's own runs."""
+    of_base = [record["scores"]["bleu"] for record in base]
+    middle = statistics.mean(of_base)
+    rows = sorted(rows, key=lambda row: row["mean"]["bleu"])
+    figure = Figure(figsize=(6.5, 1.2 + 0.25 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.axvspan(min(of_base) - middle, max(of_base) - middle, color="0.9", label=f"the base's {len(of_base)} runs")
+    axes.axvline(0, color="0.5", linewidth=1)
+    for label, color, decoded in (("trained", "tab:blue", False), ("with the base's runs", "tab:orange", True)):
+        own = [(place, row) for place, row in enumerate(rows) if row["decoded"] == decoded]
+        if own:
+            bars = [row["mean"]["bleu"] - middle for _, row in own]
+            axes.barh([place for place, _ in own], bars, color=color, alpha=0.5, label=label)
+        for place, row in own:
+            runs = [score - middle for score in row["scores"]["bleu"]]
+            axes.plot(runs, [place] * len(runs), "o", color=color, markersize=3)
+    axes.set_yticks(range(len(rows)), [row["setting"] for row in rows])
+    axes.set_xlabel(f"BLEU on validation, less the base's {middle:.2f}")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

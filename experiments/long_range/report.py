@@ -1,12 +1,13 @@
 """Figures and Markdown tables of the study, made of what results.jsonl holds, complete or not."""
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from experiments.long_range.trials import NETWORKS, TASKS, Record, Results
+from transformer_jax.analysis.tables import Table
 from transformer_jax.data.long_range import TASKS as GENERATED
 from transformer_jax.errors import UserError
 
@@ -33,16 +34,9 @@ def write_report(folder: Path, figures: Path) -> str:
         _plot_accuracy(tested, figures / "long_range_accuracy.png")
     if speeds := results.read("speed"):
         _plot_speed(speeds, figures / "long_range_speed.png")
-    text = "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n".join(part for part in parts if part)
     (folder / "report.md").write_text(text, encoding="utf8")
     return text
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    head = list(head)
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def spread(values: list[float], form: Callable[[float], str]) -> str:
@@ -68,14 +62,14 @@ def _accuracies(results: Results) -> str:
             cells = [spread([scores[distance] for scores in own], form) for distance in at]
             rows.append([LABELS[network], str(len(own)), *cells])
         if task == "multi30k":
-            title = "**multi30k**: BLEU of the test split, by words of the source up to"
+            title = "multi30k: BLEU of the test split, by words of the source up to"
             head = at
         else:
             longest = GENERATED[task].trained[-1]
-            title = f"**{task}**: % of outputs right in full, by {GENERATED[task].counts} (trained up to {longest})"
+            title = f"{task}: % of outputs right in full, by {GENERATED[task].counts} (trained up to {longest})"
             head = [distance if int(distance) <= longest else f"*{distance}*" for distance in at]
-        tables.append(f"{title}\n\n" + table(["network", "seeds", *head], rows))
-    return "\n\n".join(tables)
+        tables.append(Table(title, ["network", "seeds", *head], rows, left=["network"]).markdown())
+    return "\n".join(tables)
 
 
 def _tuning(results: Results) -> str:
@@ -93,7 +87,7 @@ def _tuning(results: Results) -> str:
                 cell = lambda value, best=best: f"**{value:.4g}**" if value == best else f"{value:.4g}"
                 rows.append([task, LABELS[network], *(cell(own[rate]) if rate in own else "–" for rate in rates)])  # noqa: RUF001
     title = "Validation loss by peak learning rate, one seed each (Multi30k: minus BLEU)"
-    return f"{title}\n\n" + table(["task", "network", *(f"{rate:g}" for rate in rates)], rows)
+    return Table(title, ["task", "network", *(f"{rate:g}" for rate in rates)], rows, left=["network"]).markdown()
 
 
 def _costs(results: Results) -> str:
@@ -107,7 +101,8 @@ def _costs(results: Results) -> str:
             rows.append([task, *cells, *sizes])
     names = [LABELS[name] for name in NETWORKS]
     title = "CPU seconds of a run, compiling and validation included; parameters"
-    return f"{title}\n\n" + table(["task", *names, *(f"{name}, parameters" for name in names)], rows) if rows else ""
+    columns = ["task", *names, *(f"{name}, parameters" for name in names)]
+    return Table(title, columns, rows).markdown() if rows else ""
 
 
 def _speeds(results: Results) -> str:
@@ -121,7 +116,7 @@ def _speeds(results: Results) -> str:
             own = {record["length"]: record[what] for record in speeds if record["network"] == network}
             rows.append([what, LABELS[network], *(f"{own[n]:,.0f}" if n in own else "–" for n in lengths)])  # noqa: RUF001
     title = f"Target tokens/s by tokens of a sentence, {speeds[0]['cores']} cores"
-    return f"{title}\n\n" + table(["", "network", *map(str, lengths)], rows)
+    return Table(title, ["", "network", *map(str, lengths)], rows, left=["network"]).markdown()
 
 
 def _plot_accuracy(tested: list[Record], file: Path) -> None:

@@ -65,6 +65,8 @@ def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
     assert f"| {statistics.mean(own):.2f} ± {statistics.stdev(own):.2f} |" in line
     assert table.index("| base |") < table.index("With the runs") < table.index("| ensemble |")
 
+    assert (tmp_path / "differences.png").stat().st_size > 10_000
+
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("metrics.jsonl")}
     assert len(files) == 6
     again = Study(tmp_path, config, 2, ["base", "ensemble"])
