@@ -25,6 +25,19 @@ def mixed(*tables):
     return {"logits": np.log(probabilities), "attention": tables[0]["attention"]}
 
 
+def test_the_mean_is_that_of_probabilities_even_where_there_are_none():
+    logits = np.random.default_rng(0).normal(scale=30.0, size=(3, 2, 8))
+    logits[:, 0, 1] = -np.inf
+    logits[0, 1, 2] = -np.inf
+    probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities /= probabilities.sum(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        expected = np.log(probabilities.mean(axis=0))
+    found = mean_log_probs([jnp.asarray(one, jnp.float32) for one in logits])
+    assert np.isneginf(found[0, 1])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["beam", "sample"])
 def test_an_ensemble_of_a_model_with_itself_is_the_model(method):
     settings = config(method=method)

@@ -1,6 +1,6 @@
 """Several models that decode as one: their probabilities are averaged token by token."""
 
-import math
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +12,14 @@ from transformer_jax.decoding.interface import Cache, Params, RefillableDecodabl
 
 
 def mean_log_probs(logits: Sequence[Array]) -> Array:
-    """log of the mean of the distributions softmax(logits[m]), each float32[..., V]."""
-    return jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(one) for one in logits]), axis=0) - math.log(len(logits))
+    """log of the mean of the distributions softmax(logits[m]), each float32[..., V].
+
+    Elementwise over the models, so that one loop does it all: stacked, they take three times as long on a CPU.
+    """
+    logs = [jax.nn.log_softmax(one) for one in logits]
+    largest = functools.reduce(jnp.maximum, logs)
+    finite = jnp.maximum(largest, jnp.finfo(largest.dtype).min)  # where all are -inf, their mean is
+    return finite + jnp.log(sum(jnp.exp(one - finite) for one in logs) / len(logs))
 
 
 @dataclass(frozen=True)
