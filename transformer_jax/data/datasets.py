@@ -6,11 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from transformer_jax.data.cache import cache_directory
+from transformer_jax.data.parallel_text import read_lines
 from transformer_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +40,9 @@ class DatasetConfig:
       max_characters: training pairs with a side longer than this are left out.
       bidirectional: each training pair is there the other way round too (Ding et al. 2021): for pretraining a run that
         another starts from. Needs one vocabulary for both languages.
+      distilled: a file with a teacher's translation of the source of each training pair, in order, plain or .gz: each
+        source is there with that too (sequence-level distillation, Kim and Rush 2016). `evaluate.py RUN --split=train`
+        writes one. "" is none; an empty line leaves that one out.
     """
 
     name: str
@@ -50,6 +55,7 @@ class DatasetConfig:
     max_length_ratio: float
     max_characters: int
     bidirectional: bool = False
+    distilled: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -123,10 +129,16 @@ def load_dataset(config: DatasetConfig) -> Dataset:
             f"{config.name}: the filters leave no training pair of {report['train']['dropped']} "
             f"({report['train']}): check dataset.max_length_ratio and dataset.max_characters"
         )
+    if config.distilled:
+        targets = _translations(config.distilled, len(splits["train"]))
+        kept = np.flatnonzero([bool(target.strip()) for target in targets])
+        distilled = Retranslated(Selected(splits["train"], kept), [targets[i] for i in kept])
+        splits["train"] = Joined(splits["train"], distilled)
+        digest.update("\n".join(["distilled", *targets, ""]).encode())
     if config.bidirectional:
-        splits["train"] = BothWays(splits["train"])
-        report["train"] = report["train"] | {"pairs": len(splits["train"])}
+        splits["train"] = Joined(splits["train"], Swapped(splits["train"]))
         digest.update(b"bidirectional\n")
+    report["train"] = report["train"] | {"pairs": len(splits["train"])}
     return Dataset(splits, digest.hexdigest(), report)
 
 
@@ -212,29 +224,88 @@ class Selected:
 
 
 @dataclass(frozen=True)
-class BothWays:
-    """The pairs of `pairs`, then the same from target to source: a `PairSource`."""
+class Joined:
+    """The pairs of one, then those of another: a `PairSource`."""
+
+    first: PairSource
+    then: PairSource
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.then)
+
+    def _find(self, index: int) -> tuple[PairSource, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        before = len(self.first)
+        return (self.first, index) if index < before else (self.then, index - before)
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        pairs, own = self._find(index)
+        return pairs[own]
+
+    def record(self, index: int) -> dict[str, Any]:
+        pairs, own = self._find(index)
+        return pairs.record(own)
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        sources, targets = self.first.texts()
+        more_sources, more_targets = self.then.texts()
+        return sources + more_sources, targets + more_targets
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """Pairs from target to source: a `PairSource`. Its records are as the dataset has them."""
 
     pairs: PairSource
 
     def __len__(self) -> int:
-        return 2 * len(self.pairs)
+        return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"pair {index} of {len(self)}")
-        source, target = self.pairs[index % len(self.pairs)]
-        return (source, target) if index < len(self.pairs) else (target, source)
+        source, target = self.pairs[index]
+        return target, source
 
     def record(self, index: int) -> dict[str, Any]:
-        """The example as the dataset has it, whichever way round the pair is."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"pair {index} of {len(self)}")
-        return self.pairs.record(index % len(self.pairs))
+        return self.pairs.record(index)
 
     def texts(self) -> tuple[list[str], list[str]]:
         sources, targets = self.pairs.texts()
-        return sources + targets, targets + sources
+        return targets, sources
+
+
+@dataclass(frozen=True)
+class Retranslated:
+    """Pairs with other targets: a `PairSource`. Its records are as the dataset has them."""
+
+    pairs: PairSource
+    targets: list[str]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        return self.pairs[index][0], self.targets[index]
+
+    def record(self, index: int) -> dict[str, Any]:
+        return self.pairs.record(index)
+
+    def texts(self) -> tuple[list[str], list[str]]:
+        return self.pairs.texts()[0], self.targets
+
+
+def _translations(name: str, count: int) -> list[str]:
+    """The lines of dataset.distilled. Raises: UserError unless there are `count`."""
+    file = Path(name).expanduser()
+    if not file.is_file():
+        raise UserError(f"dataset.distilled names {file}, which is not a file")
+    lines = list(read_lines(file))
+    if len(lines) != count:
+        raise UserError(
+            f"dataset.distilled: {file} has {len(lines):,} lines, and there are {count:,} training pairs. It must have "
+            "a translation of each source, in order, as evaluate.py RUN --split=train writes with the same dataset"
+        )
+    return lines
 
 
 @dataclass(frozen=True)
