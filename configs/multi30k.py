@@ -52,6 +52,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.evaluation.every_steps = 20
         return config
     config.model.dtype = "bfloat16_products"
+    config.model.dropout_rate = 0.2
+    config.model.embedding_dropout_rate = 0.2
     config.optimizer.schedule = "warmup_stable_decay"
     config.optimizer.decay_fraction = 0.3
     config.optimizer.clip_norm = 1.0
@@ -59,9 +61,6 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.checkpoints.keep_latest = 2
     config.evaluation.weights = "ema"
     if variant in ("ten_minutes", "lstm"):
-        # Ten minutes are some twenty epochs: too few for the recipe's dropout.
-        config.model.dropout_rate = 0.2
-        config.model.embedding_dropout_rate = 0.2
         config.optimizer.warmup_steps = 700
         config.training.total_steps = 2800
         config.checkpoints.every_steps = 280
@@ -93,6 +92,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
             config.task.regularizer_weight = 3.0
             config.model.d_model = 256
             config.model.d_ff = 1024
+            config.model.dropout_rate = 0.3
+            config.model.embedding_dropout_rate = 0.3
             config.model.attention_dropout_rate = 0.1
             config.model.activation_dropout_rate = 0.1
             config.optimizer.peak_learning_rate = 3e-3

@@ -21,7 +21,7 @@ from transformer_jax.experiment import parse_config, plain
 from transformer_jax.run_directory import write_json, write_text
 from transformer_jax.training.loop import train
 
-BASE, PRETRAINED = "base", "bidirectional-pretraining"
+BASE, PRETRAINED, DISTILLED = "base", "bidirectional-pretraining", "distillation"
 SCORES = {"bleu": "BLEU", "bleu_lowercase_tokenized": "BLEU, lower-cased", "chrf": "chrF2"}
 AVERAGED = 8
 """Checkpoints in the mean; the base's runs keep as many."""
@@ -36,6 +36,8 @@ class Setting:
       overrides: what is changed of the base config, by dotted key, in runs of its own.
       pretrained: these runs start from one that has learned both directions for the first third of the steps, and take
         the other two themselves (Ding et al. 2021).
+      distilled: the training sources are there a second time, as the base's runs together translate them (Kim and Rush
+        2016).
       checkpoint: which weights are taken of the base's runs, as for `load_run`.
       decoding: what is changed of decoding alone: then the runs are those of the base.
       together: all seeds at once, as an ensemble, or as a pool of candidates.
@@ -43,6 +45,7 @@ class Setting:
 
     overrides: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
+    distilled: bool = False
     checkpoint: str = "best"
     decoding: dict[str, Any] = field(default_factory=dict)
     together: Literal["", "ensemble", "pool"] = ""
@@ -93,6 +96,7 @@ SETTINGS = {
     **{f"attention-dropout-{rate}": Setting({"model.attention_dropout_rate": rate}) for rate in (0.0, 0.1)},
     **{f"activation-dropout-{rate}": Setting({"model.activation_dropout_rate": rate}) for rate in (0.0, 0.1)},
     PRETRAINED: Setting(pretrained=True),
+    DISTILLED: Setting(distilled=True),
     "ensemble": Setting(together="ensemble"),
     "minimum-risk-samples": Setting(decoding=SAMPLES),
     "minimum-risk-beam": Setting(decoding={**SAMPLES, "method": "beam", "beam_size": 16, "candidates": 16}),
@@ -166,8 +170,10 @@ class Study:
     def _run(self, name: str, seed: int) -> Path:
         """The run that a row's score is of, trained to its end."""
         setting = SETTINGS[name]
-        if not (setting.overrides or setting.pretrained):
+        if not (setting.overrides or setting.pretrained or setting.distilled):
             name, setting = BASE, SETTINGS[BASE]
+        if setting.distilled:
+            self._translate()
         if setting.pretrained:
             self._train(self._pretraining(seed), f"{name}-first-{seed}")
         return self._train(self._changed(setting, seed), f"{name}-{seed}")
@@ -179,12 +185,27 @@ class Study:
         jax.clear_caches()
         return folder
 
+    def _translate(self) -> None:
+        """Writes what the base's runs together make of the training sources, unless that has been done."""
+        if not self._taught.is_file():
+            runs = [load_run(self._run(BASE, seed)) for seed in self.seeds]
+            teacher = EnsembleRun(runs) if len(runs) > 1 else runs[0]
+            record, _ = teacher.evaluate("train", None)
+            write_text(self._taught, (runs[0].directory.path / record["translations"]).read_text(encoding="utf-8"))
+            jax.clear_caches()
+
+    @property
+    def _taught(self) -> Path:
+        return self.folder / f"distilled-{'-'.join(map(str, self.seeds))}.txt"
+
     def _changed(self, setting: Setting, seed: int) -> ConfigDict:
         """The config of a row's runs."""
         changed = copy.deepcopy(self.config)
         changed.update_from_flattened_dict({**setting.overrides, "seed": seed})
         if setting == SETTINGS[BASE]:
             changed.checkpoints.keep_latest = max(AVERAGED, changed.checkpoints.keep_latest)
+        if setting.distilled:
+            changed.dataset.distilled = str(self._taught)
         if setting.pretrained:
             changed.training.total_steps -= self._pretraining(seed).training.total_steps
             changed.initialize.run = str(self.folder / "runs" / f"{PRETRAINED}-first-{seed}")
@@ -233,8 +254,9 @@ def _row(name: str, records: list[dict[str, Any]], base: list[dict[str, Any]]) -
             **setting.decoding,
             **({"together": setting.together} if setting.together else {}),
             **({"dataset.bidirectional": "in the first third"} if setting.pretrained else {}),
+            **({"dataset.distilled": "by the base's runs together"} if setting.distilled else {}),
         },
-        "decoded": not (setting.overrides or setting.pretrained or name == BASE),
+        "decoded": bool(setting.checkpoint != "best" or setting.decoding or setting.together),
         "seeds": [record["seeds"] for record in records],
         "scores": scores,
         "mean": {score: statistics.mean(values) for score, values in scores.items()},

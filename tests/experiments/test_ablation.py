@@ -9,6 +9,7 @@ from experiments.ablation_study import SETTINGS, Study
 from experiments.command_line import load_config
 from tests.made_files import CHECKOUT, tiny_config, write_pairs
 from transformer_jax.analysis.run import load_run
+from transformer_jax.data.datasets import load_dataset
 from transformer_jax.errors import UserError
 
 SHORT = {
@@ -37,9 +38,15 @@ def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
     assert study.names == names
     for name in study.names:
         study.make(name)
-    Study(tmp_path, config, 1, ["bidirectional-pretraining"]).make("bidirectional-pretraining")
+    one = Study(tmp_path, config, 1, ["bidirectional-pretraining", "distillation"])
+    for name in one.names:
+        one.make(name)
     runs = {run.name: load_run(run) for run in (tmp_path / "runs").iterdir()}
-    assert len(runs) == 2 + 2 + 2
+    assert len(runs) == 2 + 2 + 2 + 1
+    taught = tmp_path / "distilled-1.txt"
+    assert runs["distillation-1"].config.dataset.distilled == str(taught)
+    sources, _ = load_dataset(runs["base-1"].config.dataset).splits["train"].texts()
+    assert taught.read_text().splitlines() == runs["base-1"].translate(sources)
     assert runs["label-smoothing-0.0-2"].config.task.label_smoothing == 0.0
     assert {runs[name].config.seed for name in ("base-1", "base-2")} == {1, 2}
     first, then = runs["bidirectional-pretraining-first-1"], runs["bidirectional-pretraining-1"]
@@ -48,7 +55,7 @@ def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
     assert json.loads((then.directory.path / "initialization.json").read_text())["not_taken"] == {}
 
     rows = {row["setting"]: row for row in json.loads((tmp_path / "table.json").read_text())}
-    assert list(rows) == [*names[:-1], "bidirectional-pretraining", "ensemble"]
+    assert list(rows) == [*names[:-1], *one.names, "ensemble"]
     for name, checkpoint in (("base", "ema"), ("last-weights", "latest"), ("average-8", "average:8")):
         run = load_run(tmp_path / "runs/base-2", checkpoint)
         assert rows[name]["scores"]["chrf"][1] == run.evaluate("validation", None)[0]["scores"]["chrf"]
@@ -68,7 +75,7 @@ def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
     assert (tmp_path / "differences.png").stat().st_size > 10_000
 
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("metrics.jsonl")}
-    assert len(files) == 6
+    assert len(files) == 7
     again = Study(tmp_path, config, 2, ["base", "ensemble"])
     again.make("base")
     assert files == {file: file.stat().st_mtime_ns for file in files}

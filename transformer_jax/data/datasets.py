@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from transformer_jax.data.cache import cache_directory
-from transformer_jax.data.parallel_text import read_lines
 from transformer_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -296,6 +295,8 @@ class Retranslated:
 
 def _translations(name: str, count: int) -> list[str]:
     """The lines of dataset.distilled. Raises: UserError unless there are `count`."""
+    from transformer_jax.data.parallel_text import read_lines
+
     file = Path(name).expanduser()
     if not file.is_file():
         raise UserError(f"dataset.distilled names {file}, which is not a file")
