@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> None:
     record, text = run.evaluate(SPLIT.value, FILES.value, **decoding_overrides(run.config), **windows)
     if distributed.is_main():
         print(text)
+        if translations := record.get("translations"):
+            print(f"translations: {run.directory.path / translations}")
         print(f"record: {record['file']}")
 
 

@@ -65,6 +65,8 @@ def test_an_ensemble_is_evaluated_under_the_name_of_all_its_runs(trained):
     assert done.returncode == 0, done.stderr
     assert "ensemble of 2" in done.stdout
     record = json.loads(Path(done.stdout.rpartition("record: ")[2].strip()).read_text())
+    file = done.stdout.rpartition("translations: ")[2].splitlines()[0]
+    assert len(Path(file).read_text().splitlines()) == record["data"]["sentences"]
     assert record["ensemble"] == [{"run": str(trained), "checkpoint": alone["checkpoint"]}] * 2
     assert record["scores"]["bleu"] == alone["scores"]["bleu"]
     assert record["scores"]["perplexity"] == pytest.approx(alone["scores"]["perplexity"], rel=1e-4)
