@@ -2,8 +2,9 @@
 
 import copy
 import json
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -127,16 +128,18 @@ class Study:
             overrides = SETTINGS[name].overrides
             missing = sorted(overrides.keys() - base.keys())
             problem = f"sets {missing[0]}, which {config.name} has not" if missing else ""
-            if SETTINGS[name].together and seeds < 2:
+            if (SETTINGS[name].together or SETTINGS[name].distilled) and seeds < 2:
                 problem = "is of two seeds or more, and --seeds is 1"
-            checkpoints = config.training.total_steps // config.checkpoints.every_steps
-            if SETTINGS[name].checkpoint == f"average:{AVERAGED}" and checkpoints < AVERAGED:
-                problem = f"is the mean of {AVERAGED} checkpoints, and a run writes {checkpoints}"
+            if SETTINGS[name].distilled and config.dataset.get("distilled"):
+                problem = "sets dataset.distilled, which the base has already"
+            if SETTINGS[name].checkpoint == f"average:{AVERAGED}":
+                checkpoints = -(-config.training.total_steps // config.checkpoints.every_steps)
+                if checkpoints < AVERAGED or config.evaluation.patience:
+                    problem = f"is the mean of {AVERAGED} checkpoints, and a run writes {checkpoints}"
+                    problem += " or, with evaluation.patience, fewer" if config.evaluation.patience else ""
             if problem and names is not None:
                 raise UserError(f"--settings: {name} {problem}; leave it out.")
             if problem:
-                continue
-            if SETTINGS[name].checkpoint == _evaluated(config):
                 continue
             if not overrides or any(base[key] != value for key, value in overrides.items()):
                 parse_config(self._changed(SETTINGS[name], config.seed))
@@ -159,12 +162,14 @@ class Study:
 
     def _score(self, name: str, *seeds: int) -> None:
         """Scores validation with one seed's run, or with those of several together, unless that has been done."""
-        file, setting = self.folder / "scores" / f"{name}-{'-'.join(map(str, seeds))}.json", SETTINGS[name]
+        setting = SETTINGS[name]
+        file = self.folder / "scores" / f"{self._named(name)}-{_joined(seeds)}.json"
         if not file.is_file():
             runs = [load_run(self._run(name, seed), setting.checkpoint) for seed in seeds]
             run = EnsembleRun(runs, pool=setting.together == "pool") if setting.together else runs[0]
             record, _ = run.evaluate("validation", None, **setting.decoding)
-            write_json(file, {"setting": name, "seeds": seeds, **record})
+            teachers = {"teachers": list(self.seeds)} if setting.distilled else {}
+            write_json(file, {"setting": name, "seeds": seeds, **teachers, **record})
             jax.clear_caches()
 
     def _run(self, name: str, seed: int) -> Path:
@@ -176,7 +181,11 @@ class Study:
             self._translate()
         if setting.pretrained:
             self._train(self._pretraining(seed), f"{name}-first-{seed}")
-        return self._train(self._changed(setting, seed), f"{name}-{seed}")
+        return self._train(self._changed(setting, seed), f"{self._named(name)}-{seed}")
+
+    def _named(self, name: str) -> str:
+        """A row's runs and scores in the folder: what has learned from other runs is another."""
+        return f"{name}-from-{_joined(self.seeds)}" if SETTINGS[name].distilled else name
 
     def _train(self, config: ConfigDict, name: str) -> Path:
         folder = self.folder / "runs" / name
@@ -189,14 +198,13 @@ class Study:
         """Writes what the base's runs together make of the training sources, unless that has been done."""
         if not self._taught.is_file():
             runs = [load_run(self._run(BASE, seed)) for seed in self.seeds]
-            teacher = EnsembleRun(runs) if len(runs) > 1 else runs[0]
-            record, _ = teacher.evaluate("train", None)
-            write_text(self._taught, (runs[0].directory.path / record["translations"]).read_text(encoding="utf-8"))
+            record, _ = EnsembleRun(runs).evaluate("train", None)
+            write_text(self._taught, (runs[0].directory.path / record["translations"]).read_bytes().decode())
             jax.clear_caches()
 
     @property
     def _taught(self) -> Path:
-        return self.folder / f"distilled-{'-'.join(map(str, self.seeds))}.txt"
+        return self.folder / f"distilled-{_joined(self.seeds)}.txt"
 
     def _changed(self, setting: Setting, seed: int) -> ConfigDict:
         """The config of a row's runs."""
@@ -222,6 +230,8 @@ class Study:
         found: dict[str, list[dict[str, Any]]] = {}
         for file in sorted((self.folder / "scores").glob("*.json")):
             record = json.loads(file.read_text())
+            if record.get("teachers", list(self.seeds)) != list(self.seeds):
+                continue
             found.setdefault(record["setting"], []).append(record)
         rows = [_row(name, found[name], found.get(BASE, [])) for name in SETTINGS if name in found]
         write_json(self.folder / "table.json", rows)
@@ -233,14 +243,14 @@ class Study:
         tables = [table for table in tables if table.rows]
         write_text(self.folder / "table.md", "\n".join(table.markdown() for table in tables))
         if changed := [row for row in rows if "against_base" in row]:
-            _figure(changed, found[BASE]).savefig(self.folder / "differences.png", dpi=110)
+            partial = self.folder / f".differences-{os.getpid()}.png"
+            differences_figure(changed, found[BASE]).savefig(partial, dpi=110)
+            partial.replace(self.folder / "differences.png")
         return tables
 
 
-def _evaluated(config: ConfigDict) -> str:
-    """The choice of weights, as for `load_run`, that training itself evaluates."""
-    weights: str = config.evaluation.weights
-    return f"average:{config.evaluation.average}" if weights == "average" else weights
+def _joined(seeds: Iterable[int]) -> str:
+    return "-".join(map(str, seeds))
 
 
 def _row(name: str, records: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
@@ -254,7 +264,11 @@ def _row(name: str, records: list[dict[str, Any]], base: list[dict[str, Any]]) -
             **setting.decoding,
             **({"together": setting.together} if setting.together else {}),
             **({"dataset.bidirectional": "in the first third"} if setting.pretrained else {}),
-            **({"dataset.distilled": "by the base's runs together"} if setting.distilled else {}),
+            **(
+                {"dataset.distilled": f"by base {'+'.join(map(str, records[0]['teachers']))}"}
+                if setting.distilled
+                else {}
+            ),
         },
         "decoded": bool(setting.checkpoint != "best" or setting.decoding or setting.together),
         "seeds": [record["seeds"] for record in records],
@@ -268,7 +282,7 @@ def _row(name: str, records: list[dict[str, Any]], base: list[dict[str, Any]]) -
     return row
 
 
-def _figure(rows: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> Figure:
+def differences_figure(rows: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> Figure:
     """BLEU of each row less the base's mean: a bar is the mean, a point a run; the band is the base's own runs."""
     of_base = [record["scores"]["bleu"] for record in base]
     middle = statistics.mean(of_base)

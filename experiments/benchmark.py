@@ -214,7 +214,7 @@ def _decode(mapping: Any, runs: list[str]) -> dict[str, Any]:
     if FORCED.value:
         decoding = benchmark.force_length(decoding, FORCED.value)
     translator = run.translator(**vars(decoding)) if run else benchmark.random_translator(config, decoding)
-    lines = load_dataset(config.dataset).splits["test"].texts()[0][: LINES.value]
+    lines = load_dataset(config.dataset.each_once()).splits["test"].texts()[0][: LINES.value]
     return benchmark.measure_decoding(translator, lines, REPEATS.value, SINGLES)
 
 

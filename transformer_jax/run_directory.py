@@ -33,6 +33,7 @@ SAFE_TO_CHANGE: tuple[str, ...] = (
     "training.accumulation",
     "task.loss_chunk",
     "model.remat",
+    "dataset.distilled",
     "dataset.path",  # the text itself is compared when the run continues
 )
 

@@ -26,7 +26,7 @@ def compare_exports(path: str, checkpoint: str, lines: int | None, folder: Path)
     Raises: UserError for a run that cannot be exported, and where a process fails.
     """
     opened = load_run(path, checkpoint)
-    sentences = load_dataset(opened.config.dataset).splits["validation"].texts()[0][:lines]
+    sentences = load_dataset(opened.config.dataset.each_once()).splits["validation"].texts()[0][:lines]
     most = opened.config.decoding.max_target_length
     request = folder / "agreement.json"
     write_json(request, {"sentences": sentences, "beam_sizes": list(BEAM_SIZES), "max_tokens": most})

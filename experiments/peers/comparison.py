@@ -123,7 +123,9 @@ def compare_decoding(
     opened.config = dataclasses.replace(opened.config, decoding=opened.decoding(**beam))
     exports.check_model(opened.model.config)
     pythons = {peer: interpreter(folder, peer) for peer in peers}
-    texts, references = (side[:lines] for side in load_dataset(opened.config.dataset).splits["test"].texts())
+    texts, references = (
+        side[:lines] for side in load_dataset(opened.config.dataset.each_once()).splits["test"].texts()
+    )
     sources = opened.tokenizers.source.encode(texts)
     weights = {"joeynmt": folder / "weights.npz", "ctranslate2": folder / "ctranslate2-model"}
     request = folder / "request.json"

@@ -101,24 +101,29 @@ def test_training_pairs_can_be_there_in_both_directions(tmp_path):
 
 def test_training_sources_can_be_there_with_a_teachers_translations_too(tmp_path):
     names = {split: write_pairs(tmp_path, split, [("", "leer"), *PAIRS]) for split in ("train", "validation")}
-    lines = [f"Satz {i}" if i != 3 else "" for i in range(50)]
+    lines = [f"Satz {i}" for i in range(50)]
+    lines[3], lines[7] = "", "Satz " * 500
     file = tmp_path / "teacher.txt"
     file.write_text("".join(f"{line}\n" for line in lines))
     plain = load_dataset(config(path=str(tmp_path), **names))
     more = load_dataset(config(path=str(tmp_path), distilled=str(file), **names))
     train = pickle.loads(pickle.dumps(more.splits["train"]))
-    taught = [(source, line) for (source, _), line in zip(PAIRS, lines, strict=True) if line]
+    taught = [(source, line) for (source, _), line in zip(PAIRS, lines, strict=True) if len(line) in range(1, 9)]
     assert list(train) == [*PAIRS, *taught] == list(zip(*train.texts(), strict=True))
     assert train.record(50 + 3) == {"source": PAIRS[4][0], "target": PAIRS[4][1]}  # the fourth line is empty
     assert list(more.splits["validation"]) == list(plain.splits["validation"])
-    assert more.report == {**plain.report, "train": {**plain.report["train"], "pairs": 99}}
+    counts = {"pairs": 98, "dropped": 3, "empty": 2, "length_ratio": 1, "max_characters": 0}
+    assert more.report == {**plain.report, "train": counts}
     both = load_dataset(config(path=str(tmp_path), distilled=str(file), bidirectional=True, **names))
-    assert list(both.splits["train"])[99:] == [(target, source) for source, target in train]
+    assert list(both.splits["train"])[98:] == [(target, source) for source, target in train]
     digests = {plain.digest, more.digest, both.digest}
-    file.write_text(file.read_text().replace("Satz 7", "Satz 70"))
+    file.write_text(file.read_text().replace("Satz 9", "Satz 90"))
     digests.add(load_dataset(config(path=str(tmp_path), distilled=str(file), **names)).digest)
     assert len(digests) == 4
 
+    file.write_text("\n" * 50)
+    with pytest.raises(UserError, match=r"the filters leave no translation of .*teacher.txt"):
+        load_dataset(config(path=str(tmp_path), distilled=str(file), **names))
     file.write_text("Satz\n")
     with pytest.raises(UserError, match=r"teacher.txt has 1 lines, and there are 50 training pairs"):
         load_dataset(config(path=str(tmp_path), distilled=str(file), **names))

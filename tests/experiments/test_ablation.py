@@ -5,9 +5,10 @@ import statistics
 
 import pytest
 
-from experiments.ablation_study import SETTINGS, Study
+from experiments.ablation_study import SETTINGS, Study, differences_figure
 from experiments.command_line import load_config
 from tests.made_files import CHECKOUT, tiny_config, write_pairs
+from transformer_jax.analysis.ensemble import EnsembleRun
 from transformer_jax.analysis.run import load_run
 from transformer_jax.data.datasets import load_dataset
 from transformer_jax.errors import UserError
@@ -32,22 +33,22 @@ def config(tmp_path_factory):
 
 
 def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
-    names = ["base", "label-smoothing-0.0", "label-smoothing-0.1", "last-weights", "average-8", "ensemble"]
+    names = ["base", "label-smoothing-0.1", "last-weights", "average-8", "distillation", "ensemble"]
     study = Study(tmp_path, config, 2, names)
     names.remove("label-smoothing-0.1")  # the base has it
     assert study.names == names
-    for name in study.names:
-        study.make(name)
-    one = Study(tmp_path, config, 1, ["bidirectional-pretraining", "distillation"])
+    one = Study(tmp_path, config, 1, ["label-smoothing-0.0", "bidirectional-pretraining"])
     for name in one.names:
         one.make(name)
+    for name in study.names:
+        study.make(name)
     runs = {run.name: load_run(run) for run in (tmp_path / "runs").iterdir()}
-    assert len(runs) == 2 + 2 + 2 + 1
-    taught = tmp_path / "distilled-1.txt"
-    assert runs["distillation-1"].config.dataset.distilled == str(taught)
+    assert len(runs) == 2 + 2 + 1 + 2
+    taught = tmp_path / "distilled-1-2.txt"
+    assert runs["distillation-from-1-2-1"].config.dataset.distilled == str(taught)
     sources, _ = load_dataset(runs["base-1"].config.dataset).splits["train"].texts()
-    assert taught.read_text().splitlines() == runs["base-1"].translate(sources)
-    assert runs["label-smoothing-0.0-2"].config.task.label_smoothing == 0.0
+    assert taught.read_text().splitlines() == EnsembleRun([runs["base-1"], runs["base-2"]]).translate(sources)
+    assert runs["label-smoothing-0.0-1"].config.task.label_smoothing == 0.0
     assert {runs[name].config.seed for name in ("base-1", "base-2")} == {1, 2}
     first, then = runs["bidirectional-pretraining-first-1"], runs["bidirectional-pretraining-1"]
     assert (first.config.dataset.bidirectional, then.config.dataset.bidirectional) == (True, False)
@@ -55,24 +56,35 @@ def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
     assert json.loads((then.directory.path / "initialization.json").read_text())["not_taken"] == {}
 
     rows = {row["setting"]: row for row in json.loads((tmp_path / "table.json").read_text())}
-    assert list(rows) == [*names[:-1], *one.names, "ensemble"]
-    for name, checkpoint in (("base", "ema"), ("last-weights", "latest"), ("average-8", "average:8")):
+    assert rows.keys() == {*names, *one.names}
+    assert [name for name in SETTINGS if name in rows] == list(rows)
+    kinds = [rows[name]["scores"]["chrf"][1] for name in ("base", "last-weights", "average-8")]
+    for found, checkpoint in zip(kinds, ("ema", "latest", "average:8"), strict=True):
         run = load_run(tmp_path / "runs/base-2", checkpoint)
-        assert rows[name]["scores"]["chrf"][1] == run.evaluate("validation", None)[0]["scores"]["chrf"]
+        assert found == run.evaluate("validation", None)[0]["scores"]["chrf"]
+    assert len(set(kinds)) == 3
     own = [runs[f"base-{seed}"].evaluate("validation", None)[0]["scores"]["chrf"] for seed in (1, 2)]
     assert own[0] != own[1]
     assert rows["base"]["scores"]["chrf"] == own
     assert rows["base"]["deviation"]["chrf"] == pytest.approx(statistics.stdev(own))
     changed = rows["label-smoothing-0.0"]
     assert changed["against_base"]["chrf"] == pytest.approx(changed["mean"]["chrf"] - statistics.mean(own))
-    assert changed["scores"]["chrf"] != own
+    assert changed["scores"]["chrf"] != own[:1]
     assert rows["ensemble"]["seeds"] == [[1, 2]]
     table = (tmp_path / "table.md").read_text()
     (line,) = (line for line in table.splitlines() if line.startswith("| base |  | 1 and 2 |"))
     assert f"| {statistics.mean(own):.2f} ± {statistics.stdev(own):.2f} |" in line
     assert table.index("| base |") < table.index("With the runs") < table.index("| ensemble |")
 
-    assert (tmp_path / "differences.png").stat().st_size > 10_000
+    assert {file.name for file in tmp_path.glob("*.png")} == {"differences.png"}
+
+    # What learned from two is not shown with what learned from three; a run is measured without its teachers.
+    three = Study(tmp_path, config, 3, ["distillation"])
+    three.write_report()
+    assert "distillation" not in (tmp_path / "table.md").read_text()
+    study.write_report()
+    taught.unlink()
+    runs["distillation-from-1-2-1"].evaluate("validation", None)
 
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("metrics.jsonl")}
     assert len(files) == 7
@@ -94,14 +106,36 @@ def test_all_rows_can_go_with_multi30k(variant, tmp_path):
     assert len(left_out) < len(SETTINGS) / 2
 
 
+def test_the_figure_has_a_bar_for_each_mean_and_a_point_for_each_run():
+    of_base = [{"scores": {"bleu": score}} for score in (40.0, 42.0)]
+    rows = [
+        {"setting": "up", "decoded": False, "scores": {"bleu": [42.0, 44.0]}, "mean": {"bleu": 43.0}},
+        {"setting": "down", "decoded": True, "scores": {"bleu": [40.5]}, "mean": {"bleu": 40.5}},
+    ]
+    (axes,) = differences_figure(rows, of_base).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["down", "up"]
+    bars = [(round(bar.get_y() + bar.get_height() / 2), bar.get_width()) for bars in axes.containers for bar in bars]
+    assert sorted(bars) == [(0, -0.5), (1, 2.0)]
+    points = [sorted(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    assert sorted(points) == [[-0.5], [1.0, 3.0]]
+    assert "41.00" in axes.get_xlabel()
+
+
 def test_what_cannot_be_is_named_before_work(config, tmp_path):
     with pytest.raises(UserError, match=r"no 'r-dorp'\. Did you mean r-drop\?"):
         Study(tmp_path, config, 1, ["r-dorp"])
     lstm = load_config(str(CHECKOUT / "configs" / "multi30k.py:lstm"))
     with pytest.raises(UserError, match=r"depth-6-2 sets model\.num_decoder_layers, which multi30k-lstm has not"):
         Study(tmp_path, lstm, 1, ["depth-6-2"])
-    with pytest.raises(UserError, match="ensemble is of two seeds or more"):
-        Study(tmp_path, config, 1, ["ensemble"])
+    for name in ("ensemble", "distillation"):
+        with pytest.raises(UserError, match=f"{name} is of two seeds or more"):
+            Study(tmp_path, config, 1, [name])
+    taught = tiny_config(config.dataset.path, **SHORT, dataset__distilled="teacher.txt")
+    with pytest.raises(UserError, match=r"distillation sets dataset\.distilled, which the base has already"):
+        Study(tmp_path, taught, 2, ["distillation"])
+    patient = tiny_config(config.dataset.path, **SHORT, evaluation__patience=2)
+    with pytest.raises(UserError, match=r"a run writes 8 or, with evaluation\.patience, fewer"):
+        Study(tmp_path, patient, 1, ["average-8"])
     rare = tiny_config(config.dataset.path, **SHORT | {"checkpoints__every_steps": 2})
     with pytest.raises(UserError, match="average-8 is the mean of 8 checkpoints, and a run writes 4"):
         Study(tmp_path, rare, 1, ["average-8"])

@@ -72,6 +72,9 @@ def test_a_key_that_a_run_is_older_than_may_have_its_default(data, tmp_path):
     RunDirectory.create_or_resume(tmp_path, older, devices=[], safe=safe).close()
     other = tiny_config(data, dataset__bidirectional=True)
     assert safe_changes(tmp_path, parse_config(other)) == ()
+    moved = tiny_config(data, dataset__distilled="elsewhere.txt")
+    RunDirectory.create_or_resume(tmp_path, plain(moved), devices=[], safe=safe).close()
+    assert RunDirectory.open(tmp_path).config == plain(moved)
 
 
 def test_unsafe_changes_are_refused_by_name(data, whole, tmp_path):

@@ -120,7 +120,7 @@ def open_test_set(run: TranslationRun, split: str, files: str | None) -> TestSet
         pairs = list(read_pairs([Path(file) for file in files.split(",")]))
         texts = [pair["source"] for pair in pairs], [pair["target"] for pair in pairs]
         return TestSet({"split": "files", "files": files}, *texts)
-    splits = load_dataset(run.config.dataset).splits
+    splits = load_dataset(run.config.dataset.each_once()).splits
     if split not in splits:
         raise UserError(f"--split={split}: {run.config.dataset.name} has only {', '.join(splits)}.")
     sources, references = splits[split].texts()
@@ -176,7 +176,7 @@ def compare(
     check_same_task([*systems, baseline])
     reference_point = Evaluated(baseline, test, decoding)
     frequency: Counter[str] = Counter()
-    for line in load_dataset(baseline.runs[0].config.dataset).splits["train"].texts()[1]:
+    for line in load_dataset(baseline.runs[0].config.dataset.each_once()).splits["train"].texts()[1]:
         frequency.update(words(line))
     return [
         _compare(Evaluated(system, test, decoding), reference_point, test, frequency, changed) for system in systems

@@ -139,7 +139,7 @@ class TranslationRun(Run):
             sources, references = [pair["source"] for pair in pairs], [pair["target"] for pair in pairs]
             data = {"split": "files", "files": files}
         else:
-            splits = load_dataset(self.config.dataset).splits
+            splits = load_dataset(self.config.dataset.each_once()).splits
             if split not in splits:
                 raise UserError(f"--split={split}: {self.config.dataset.name} has only {', '.join(splits)}.")
             sources, references = splits[split].texts()

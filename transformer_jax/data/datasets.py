@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,7 +41,7 @@ class DatasetConfig:
         another starts from. Needs one vocabulary for both languages.
       distilled: a file with a teacher's translation of the source of each training pair, in order, plain or .gz: each
         source is there with that too (sequence-level distillation, Kim and Rush 2016). `evaluate.py RUN --split=train`
-        writes one. "" is none; an empty line leaves that one out.
+        writes one. "" is none; the filters leave out translations as they do pairs.
     """
 
     name: str
@@ -71,6 +71,10 @@ class DatasetConfig:
             raise UserError(f"dataset.max_length_ratio is {self.max_length_ratio}: it must be more than 1")
         if self.max_characters < 1:
             raise UserError(f"dataset.max_characters is {self.max_characters}: it must be at least 1")
+
+    def each_once(self) -> "DatasetConfig":
+        """The same with each training pair once, as it is there: what runs are measured on and compared by."""
+        return replace(self, bidirectional=False, distilled="")
 
 
 class PairSource(Protocol):
@@ -129,10 +133,17 @@ def load_dataset(config: DatasetConfig) -> Dataset:
             f"({report['train']}): check dataset.max_length_ratio and dataset.max_characters"
         )
     if config.distilled:
-        targets = _translations(config.distilled, len(splits["train"]))
-        kept = np.flatnonzero([bool(target.strip()) for target in targets])
-        distilled = Retranslated(Selected(splits["train"], kept), [targets[i] for i in kept])
-        splits["train"] = Joined(splits["train"], distilled)
+        sources, _ = splits["train"].texts()
+        targets = _translations(config.distilled, len(sources))
+        reasons = [_filtered_by(*pair, config) for pair in zip(sources, targets, strict=True)]
+        kept = np.flatnonzero([not reason for reason in reasons])
+        if not len(kept):
+            raise UserError(f"dataset.distilled: the filters leave no translation of {config.distilled}")
+        splits["train"] = Joined(
+            splits["train"], Retranslated(Selected(splits["train"], kept), [targets[i] for i in kept])
+        )
+        filtered = {reason: report["train"][reason] + reasons.count(reason) for reason in FILTERS}
+        report["train"] = {**report["train"], "dropped": sum(filtered.values()), **filtered}
         digest.update("\n".join(["distilled", *targets, ""]).encode())
     if config.bidirectional:
         splits["train"] = Joined(splits["train"], Swapped(splits["train"]))
