@@ -51,6 +51,11 @@ class Setting:
     decoding: dict[str, Any] = field(default_factory=dict)
     together: Literal["", "ensemble", "pool"] = ""
 
+    @property
+    def trains(self) -> bool:
+        """Whether it needs runs of its own, instead of those of the base."""
+        return bool(self.overrides or self.pretrained or self.distilled)
+
 
 def _regularizer(name: str, weight: float) -> Setting:
     return Setting({"task.regularizer": name, "task.regularizer_weight": weight})
@@ -175,7 +180,7 @@ class Study:
     def _run(self, name: str, seed: int) -> Path:
         """The run that a row's score is of, trained to its end."""
         setting = SETTINGS[name]
-        if not (setting.overrides or setting.pretrained or setting.distilled):
+        if not setting.trains:
             name, setting = BASE, SETTINGS[BASE]
         if setting.distilled:
             self._translate()
@@ -230,8 +235,8 @@ class Study:
         found: dict[str, list[dict[str, Any]]] = {}
         for file in sorted((self.folder / "scores").glob("*.json")):
             record = json.loads(file.read_text())
-            if record.get("teachers", list(self.seeds)) != list(self.seeds):
-                continue
+            if record.get("teachers") not in (None, [*self.seeds]):
+                continue  # what other runs have taught is another row
             found.setdefault(record["setting"], []).append(record)
         rows = [_row(name, found[name], found.get(BASE, [])) for name in SETTINGS if name in found]
         write_json(self.folder / "table.json", rows)
@@ -270,7 +275,7 @@ def _row(name: str, records: list[dict[str, Any]], base: list[dict[str, Any]]) -
                 else {}
             ),
         },
-        "decoded": bool(setting.checkpoint != "best" or setting.decoding or setting.together),
+        "decoded": name != BASE and not setting.trains,
         "seeds": [record["seeds"] for record in records],
         "scores": scores,
         "mean": {score: statistics.mean(values) for score, values in scores.items()},

@@ -33,8 +33,8 @@ SAFE_TO_CHANGE: tuple[str, ...] = (
     "training.accumulation",
     "task.loss_chunk",
     "model.remat",
+    "dataset.path",  # of this and the next, the text itself is compared when the run continues
     "dataset.distilled",
-    "dataset.path",  # the text itself is compared when the run continues
 )
 
 LOCK = ".lock"
