@@ -5,6 +5,7 @@ more are looked at) less than once in a thousand. Seeds are fixed: nothing here 
 """
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -140,11 +141,11 @@ def test_seeds_rarely_collide() -> None:
 
 
 def test_no_two_dropout_sites_of_a_model_share_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, jax.Array]] = []
+    seen: list[np.ndarray] = []
 
     def recording(x, seeds, site, rate):
-        if rate:
-            seen.append((site, fold_in(seeds, site)))
+        if rate:  # at run time, as layers alike are traced once
+            jax.debug.callback(lambda folded: seen.append(np.asarray(folded)), fold_in(seeds, site))
         return dropout(x, seeds, site, rate)
 
     for module in (attention, seq2seq, transformer):
@@ -153,18 +154,17 @@ def test_no_two_dropout_sites_of_a_model_share_their_seeds(monkeypatch: pytest.M
         dropout_rate=0.1, embedding_dropout_rate=0.1, attention_dropout_rate=0.1, activation_dropout_rate=0.1
     )
     params, (source, target) = random_parameters(config), token_batch()
-    names: list[str] = []
 
+    @partial(jax.jit, compiler_options=QUICK)
     def forward(seeds):
-        seen.clear()
         model = transformer.EncoderDecoder(config)
-        model.apply({"params": params}, source, target, seeds, 0.1, method="hidden")
-        names[:] = [name for name, _ in seen]
-        return jnp.stack([folded for _, folded in seen])
+        return model.apply({"params": params}, source, target, seeds, 0.1, method="hidden")
 
-    folded = np.asarray(jax.jit(forward, compiler_options=QUICK)(row_seeds(0, 0, jnp.arange(3))))
+    forward(row_seeds(0, 0, jnp.arange(3)))
+    jax.effects_barrier()
+    folded = np.stack(seen)
     # Two encoder layers with 4 sites, two decoder layers with 6; embeddings and the cut of token embeddings.
-    assert len(names) == 2 * 4 + 2 * 6 + 4
+    assert len(seen) == 2 * 4 + 2 * 6 + 4
     assert np.unique(folded).size == folded.size
 
 

@@ -11,7 +11,9 @@ from flax import linen as nn
 
 from tests.models.tiny import BASE, QUICK, random_parameters, run, tiny_config, token_batch
 from transformer_jax.errors import UserError
+from transformer_jax.models.layers import row_seeds
 from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, TransformerConfig
+from transformer_jax.training.window import CompileCounter
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -255,3 +257,13 @@ def test_too_long_a_sentence_is_refused() -> None:
     decoder = IncrementalDecoder(EncoderDecoder(config))
     with pytest.raises(UserError, match="decoding up to 6 tokens exceeds max_length=5"):
         decoder.start(random_parameters(config), source[:, :5], 1, 6)
+
+
+def test_a_model_applied_again_compiles_nothing_again() -> None:
+    """Also without a `jit` around it, as in a notebook."""
+    config = tiny_config()
+    params, batch = random_parameters(config), token_batch()
+    apply = lambda: EncoderDecoder(config).apply({"params": params}, *batch, row_seeds(0, 0, jnp.arange(3)))
+    first, compiles = apply(), CompileCounter()
+    np.testing.assert_array_equal(apply(), first)
+    assert compiles.count == 0

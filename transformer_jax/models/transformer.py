@@ -7,7 +7,7 @@ The paper's own choices (Vaswani et al. 2017) are the defaults.
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -19,7 +19,7 @@ from transformer_jax.models.attention import MASKED, MultiHeadAttention, own_seg
 from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in, need, product
 from transformer_jax.models.positions import RelativeBias, alibi, positions_in, sinusoidal
 from transformer_jax.models.seq2seq import Segments, Seq2Seq, Tying, check_tying, shifted
-from transformer_jax.models.taps import COLLECTION, tap
+from transformer_jax.models.taps import COLLECTION, tap, tapped
 from transformer_jax.models.tokens import BOS_ID, PAD_ID
 
 Params = Any
@@ -220,7 +220,7 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Array,
-        index: Array | int,
+        index: Array,
         self_bias: Array,
         memory: Array | None,
         cross_bias: Array | None,
@@ -293,6 +293,20 @@ REMAT_POLICIES = {
 norms; the products with weights; its input alone. With "none", no policy: everything, gathered weights too."""
 
 
+@cache
+def layer_class(c: BlockConfig, initializing: bool, tapped: bool) -> Any:
+    """`Layer` as a stack of this config makes it; the same class every time, as what is traced is kept by class."""
+    layer: Any = Layer
+    if not initializing:
+        # Under fsdp each layer gathers its own parameters, once more on the way back if they are not kept.
+        layer = nn.map_variables(layer, "params", lambda parts: at_use(parts, c.activation_dtype))
+    if c.remat != "none":
+        layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
+    if not (initializing or tapped or c.scan_layers):
+        layer = nn.jit(layer)  # all layers are traced and lowered once; XLA inlines them
+    return layer
+
+
 class Stack(nn.Module):
     """A stack of layers, unrolled (``layer_0``, ``layer_1`` …) or scanned (``layers``, parameters stacked).
 
@@ -309,12 +323,7 @@ class Stack(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        layer: Any = Layer
-        if not self.is_initializing():
-            # Under fsdp each layer gathers its own parameters, once more on the way back if they are not kept.
-            layer = nn.map_variables(Layer, "params", lambda parts: at_use(parts, c.activation_dtype))
-        if c.remat != "none":
-            layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
+        layer = layer_class(c, self.is_initializing(), tapped(self))
         if c.scan_layers:
             broadcast = (nn.broadcast,) * 4
             self.layers = nn.scan(
@@ -359,7 +368,7 @@ class Stack(nn.Module):
             x, _ = self.layers(x, jnp.arange(self.num_layers, dtype=jnp.uint32), self_bias, *shared)
         else:
             for i, layer in enumerate(self.unrolled()):
-                x, _ = layer(x, i, self_bias[i] if self.own_bias else self_bias, *shared)
+                x, _ = layer(x, jnp.uint32(i), self_bias[i] if self.own_bias else self_bias, *shared)
         return self.finish(x)
 
     def finish(self, x: Array) -> Array:
