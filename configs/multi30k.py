@@ -4,9 +4,9 @@
 
 `tiny` is the published Transformer-Tiny recipe (Wu et al. 2021); `ten_minutes` is what validation chose for some ten
 minutes on CPU cores, and `best_tiny` the best recipe found for this size (docs/performance.md). `lstm` has recurrent
-networks with attention in the Transformer's place (docs/long_range.md). `best` is twice as wide, of which only half the
-steps have been measured. Three runs together, or one that has also learned from what these three make of the training
-sources (--config.dataset.distilled), are better than each.
+networks with attention in the Transformer's place (docs/long_range.md). Three runs together, or one that has also
+learned from what these three make of the training sources (--config.dataset.distilled), are better than each; `best`,
+twice as wide, is for the latter.
 
 The data is downloaded, or read from a folder with --config.dataset.path=FOLDER; other directions with
 --config.dataset.source_language=fr and so on.
