@@ -294,7 +294,7 @@ norms; the products with weights; its input alone. With "none", no policy: every
 
 
 @cache
-def layer_class(c: BlockConfig, initializing: bool, tapped: bool) -> Any:
+def layer_class(c: BlockConfig, initializing: bool, watched: bool) -> Any:
     """`Layer` as a stack of this config makes it; the same class every time, as what is traced is kept by class."""
     layer: Any = Layer
     if not initializing:
@@ -302,7 +302,7 @@ def layer_class(c: BlockConfig, initializing: bool, tapped: bool) -> Any:
         layer = nn.map_variables(layer, "params", lambda parts: at_use(parts, c.activation_dtype))
     if c.remat != "none":
         layer = nn.remat(layer, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
-    if not (initializing or tapped or c.scan_layers):
+    if not (initializing or watched or c.scan_layers):
         layer = nn.jit(layer)  # all layers are traced and lowered once; XLA inlines them
     return layer
 
