@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.models.tiny import QUICK
+from transformer_jax.models import layers
 from transformer_jax.training.losses import (
     Sums,
     consistent_rows,
@@ -124,8 +125,10 @@ def test_large_logits_do_not_overflow_in_chunks(made: dict[str, Any]) -> None:
     assert all(jnp.isfinite(g).all() for g in gradients)
 
 
-def test_chunks_of_bfloat16_states(made: dict[str, Any]) -> None:
+@pytest.mark.parametrize("native", [True, False], ids=["bfloat16 instructions", "none"])
+def test_chunks_of_bfloat16_states(made: dict[str, Any], native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients come in the dtypes of what they are gradients of, and near those of float32."""
+    monkeypatch.setattr(layers, "multiplies_bfloat16", lambda: native)
     gradient = lambda *args: gradients_of(chunked_loss(5), *args)
     hidden = made["rows"][0].astype(jnp.bfloat16)
     (expected, _), wanted = gradient(hidden.astype(jnp.float32), made["table"], made["constants"])

@@ -8,6 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from transformer_jax.models.layers import operands
+
 DTYPES = ("float32", "bfloat16")
 CPU_SIZES = (512, 1024, 2048)
 SIZES = (4096, 8192, 16384)
@@ -36,7 +38,7 @@ def matmul_peaks(sizes: tuple[int, ...] | None = None, seconds: float = 0.5) -> 
 def _rate(size: int, dtype: str, seconds: float) -> float:
     mesh = Mesh(np.array(jax.devices()), ("devices",))
 
-    square = lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32)
+    square = lambda a: jnp.dot(*operands(a, a), preferred_element_type=jnp.float32)
     rows = NamedSharding(mesh, P("devices"))
     matrices = jax.jit(lambda: jnp.ones((mesh.size * size, size), dtype), out_shardings=rows)()
     run = jax.jit(jax.shard_map(square, mesh=mesh, in_specs=P("devices"), out_specs=P("devices")))

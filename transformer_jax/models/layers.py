@@ -7,7 +7,8 @@ G key/value heads, K head_dim, F d_ff, V vocabulary.
 import math
 import zlib
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -66,10 +67,28 @@ class Weights(nn.Module):
         return kernel, bias
 
 
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether XLA has instructions for products of bfloat16 here; of CPUs those with AVX-512 BF16."""
+    cpu = Path("/proc/cpuinfo")
+    return jax.default_backend() != "cpu" or (cpu.exists() and "avx512_bf16" in cpu.read_text().split())
+
+
+def operands(*arrays: Array) -> tuple[Array, ...]:
+    """The operands of a product, as they are: but bfloat16 in float32, with the same values, where that is faster.
+
+    A CPU without instructions for bfloat16 takes 1.7 times as long for its products as for those of float32.
+    """
+    if multiplies_bfloat16():
+        return arrays
+    return tuple(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for x in arrays)
+
+
 def product(x: Array, kernel: Array, dtype: str, num_axes: int = 1) -> Array:
     """x[..., I] · kernel[I, O], over the last ``num_axes`` axes of x, of operands in ``dtype``; in the dtype of x."""
     if x.dtype == dtype:
-        return jnp.tensordot(x, kernel.astype(dtype), num_axes)
+        x, kernel = operands(x, kernel.astype(dtype))
+        return jnp.tensordot(x, kernel, num_axes).astype(dtype)
     return _rounded_product(x, kernel, dtype, num_axes)
 
 
@@ -83,13 +102,13 @@ def _rounded_product(x: Array, kernel: Array, dtype: str, num_axes: int) -> Arra
 
 
 def _rounded_product_forward(x: Array, kernel: Array, dtype: str, num_axes: int) -> tuple[Array, tuple]:
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    x, kernel = operands(x.astype(dtype), kernel.astype(dtype))
     return jnp.tensordot(x, kernel, num_axes, preferred_element_type=jnp.float32), (x, kernel)
 
 
 def _rounded_product_backward(dtype: str, num_axes: int, residual: tuple, dy: Array) -> tuple[Array, Array]:
     x, kernel = residual
-    dy = dy.astype(dtype)
+    (dy,) = operands(dy.astype(dtype))
     rows, outputs = tuple(range(x.ndim - num_axes)), kernel.ndim - num_axes
     of_y, of_kernel = tuple(range(len(rows), dy.ndim)), tuple(range(num_axes, num_axes + outputs))
     dx = jnp.tensordot(dy, kernel, (of_y, of_kernel), preferred_element_type=jnp.float32)
@@ -156,8 +175,8 @@ def linear_logits(hidden: Array, table: Array, dtype: str) -> Array:
     """Logits float32[B, T, V] of hidden[B, T, D] by table[V, D], or by table[V, D + 1] with its bias; ``dtype`` is
     that of the product."""
     D = hidden.shape[-1]
-    kernel = table[:, :D].astype(dtype)
-    logits = jnp.einsum("btd,vd->btv", hidden.astype(dtype), kernel, preferred_element_type=jnp.float32)
+    hidden, kernel = operands(hidden.astype(dtype), table[:, :D].astype(dtype))
+    logits = jnp.einsum("btd,vd->btv", hidden, kernel, preferred_element_type=jnp.float32)
     return logits if table.shape[-1] == D else logits + table[:, D]
 
 

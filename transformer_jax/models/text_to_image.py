@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from transformer_jax.models.attention import MASKED
-from transformer_jax.models.layers import Embedding, Seeds, dropout, need
+from transformer_jax.models.layers import Embedding, Seeds, dropout, need, operands
 from transformer_jax.models.taps import Network, tap
 from transformer_jax.models.tokens import BOS_ID
 from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, plain, unroll
@@ -163,7 +163,7 @@ class TextToImage(Network):
     def logits(self, hidden: Array, positions: Array) -> Array:
         """[B, T, D] at positions int32[T] -> float32[B, T, V]; -1e9 for what cannot follow there."""
         dtype = self.config.product_dtype
-        hidden, table = hidden.astype(dtype), jnp.concatenate(self.output_tables()).astype(dtype)
+        hidden, table = operands(hidden.astype(dtype), jnp.concatenate(self.output_tables()).astype(dtype))
         logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
         return tap(self, "logits", jnp.where(jnp.asarray(possible_tokens(self.config))[positions], logits, MASKED))
 

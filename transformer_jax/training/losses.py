@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from transformer_jax.models.layers import operands
+
 Sums = dict[str, Array]
 
 
@@ -60,11 +62,11 @@ def _cross_entropy_in_chunks(
 ) -> tuple[tuple[Array, Sums], tuple[Array, Array] | None]:
     rows, vocab_size = hidden.shape[0], table.shape[0]
     smoothing = label_smoothing / vocab_size
-    kernel = table.astype(hidden.dtype)
+    (kernel,) = operands(table.astype(hidden.dtype))
     # Rows that count come first; the loop below ends after them.
     order = jnp.argsort(weights == 0, stable=True)
     pad = lambda x: jnp.pad(x[order], ((0, -rows % chunk), *((0, 0),) * (x.ndim - 1)))
-    h, t, w = pad(hidden), pad(targets), pad(weights)
+    (h,), t, w = operands(pad(hidden)), pad(targets), pad(weights)
     target_rows = kernel[t]
     h32 = h.astype(jnp.float32)
     target = jnp.sum(h32 * target_rows, axis=-1)
@@ -81,10 +83,10 @@ def _cross_entropy_in_chunks(
         normalisers = jax.lax.dynamic_update_slice_in_dim(normalisers, largest + jnp.log(total), i * chunk, 0)
         if gradients:
             scale = (jax.lax.dynamic_slice_in_dim(w, i * chunk, chunk) / total)[:, None]
-            e = e.astype(hidden.dtype)
+            (e,) = operands(e.astype(hidden.dtype))
             from_e = jnp.dot(e, kernel, preferred_element_type=jnp.float32) * scale
             dh = jax.lax.dynamic_update_slice_in_dim(dh, from_e, i * chunk, 0)
-            scaled = (part * scale).astype(hidden.dtype)
+            (scaled,) = operands((part * scale).astype(hidden.dtype))
             dtable = dtable + jnp.dot(e.T, scaled, preferred_element_type=jnp.float32)
         return normalisers, dh, dtable
 
@@ -127,8 +129,7 @@ def count_correct(hidden: Array, table: Array, targets: Array, weights: Array, c
     """Of how many rows the target has the largest logit: float32[]. Arguments as for `summed_cross_entropy`."""
     order = jnp.argsort(weights == 0, stable=True)
     pad = lambda x: jnp.pad(x[order], ((0, -x.shape[0] % chunk), *((0, 0),) * (x.ndim - 1)))
-    h, t, w = pad(hidden), pad(targets), pad(weights)
-    kernel = table.astype(hidden.dtype)
+    (h, kernel), t, w = operands(pad(hidden), table.astype(hidden.dtype)), pad(targets), pad(weights)
 
     def body(i: Array, count: Array) -> Array:
         part, wanted, weight = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk) for x in (h, t, w))
@@ -204,7 +205,7 @@ def consistent_rows(label_smoothing: float, weight: float, symmetric: bool) -> C
 
     def rows_loss(rows: tuple[Array, Array], table: Array, constants: dict[str, Array]) -> tuple[Array, Sums]:
         kernel, weights, targets = table.T.astype(rows[0].dtype), constants["weights"], constants["targets"]
-        first, second = (jnp.dot(row, kernel, preferred_element_type=jnp.float32) for row in rows)
+        first, second = (jnp.dot(*operands(row, kernel), preferred_element_type=jnp.float32) for row in rows)
         log_p, log_q = jax.nn.log_softmax(first), jax.nn.log_softmax(second)
         smoothed, nll = cross_entropy(first, targets, label_smoothing)
         if symmetric:
