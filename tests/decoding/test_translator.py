@@ -50,6 +50,12 @@ def test_output_is_line_aligned():
     assert found[:6] == alone
 
 
+def test_a_translation_is_one_line_without_tabs(monkeypatch):
+    """Whatever the tokens stand for: files of translations have a line for each, and columns."""
+    monkeypatch.setattr(WordTokenizer, "decode", lambda self, ids: ["a\tb\r\nc\u2028d" for _ in ids])
+    assert translator().translate(["x", "y z"]) == ["a b c d"] * 2
+
+
 def test_a_stream_is_read_no_further_than_needed():
     read = []
 

@@ -4,7 +4,6 @@ flags.
 
 import gzip
 import os
-import re
 import signal
 import sys
 import time
@@ -18,8 +17,6 @@ from tqdm import tqdm
 
 from transformer_jax.decoding.translator import Translation, Translator
 from transformer_jax.errors import UserError
-
-LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 
 
 def read_lines(names: Sequence[str], stdin: IO[bytes]) -> Iterator[str]:
@@ -82,15 +79,8 @@ def format_best(translations: Sequence[Translation], number: int, scores: bool) 
     between.
     """
     if not scores:
-        return one_line(translations[0].text)
-    return "\n".join(f"{number}\t{t.score:.4f}\t{t.log_prob:.4f}\t{one_line(t.text)}" for t in translations)
-
-
-def one_line(text: str) -> str:
-    """Text without line breaks and tabs, which a model of bytes may write and which would break the
-    alignment.
-    """
-    return LINE_BREAKS.sub(" ", text)
+        return translations[0].text
+    return "\n".join(f"{number}\t{t.score:.4f}\t{t.log_prob:.4f}\t{t.text}" for t in translations)
 
 
 def translate_lines(

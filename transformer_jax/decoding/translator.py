@@ -22,6 +22,8 @@ BREAKS = {
 }
 """Where a long line may be cut, best first."""
 
+LINE_BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
+
 
 class Tokenizer(Protocol):
     """What translation asks of a tokenizer."""
@@ -45,7 +47,9 @@ class TokenizerPair(Protocol):
 
 @dataclass(frozen=True)
 class Translation:
-    """One translation of a line: score as it was ranked by, natural log-probability; sums if the line was cut."""
+    """One translation of a line, itself one without tabs: score as it was ranked by, natural log-probability; sums if
+    the line was cut.
+    """
 
     text: str
     score: float
@@ -161,7 +165,8 @@ class Translator:
             chosen = [piece[j] for piece in pieces]
             texts = self.tokenizers.target.decode([hypothesis.tokens for hypothesis in chosen])
             score, log_prob = (sum(getattr(h, name) for h in chosen) for name in ("score", "log_prob"))
-            joined.append(Translation(space.join(texts), score, log_prob))
+            # A model of bytes may write line breaks and tabs, which would break the alignment of files.
+            joined.append(Translation(LINE_BREAKS.sub(" ", space.join(texts)), score, log_prob))
         self.report.tokens += sum(len(piece[0].tokens) for piece in pieces)
         return joined
 
