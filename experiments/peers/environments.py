@@ -54,6 +54,8 @@ def run(command: Sequence[str], log: Path, settings: Mapping[str, str] | None = 
     Raises: UserError when it fails, with the end of the log.
     """
     environment = clean_environment(settings)
+    # PyTorch may compile for a quarter of an hour before anything else is said.
+    print(f"running {' '.join(Path(part).name for part in command[:3])}; its output is in {log}", flush=True)
     with log.open("w") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
     if done.returncode:
