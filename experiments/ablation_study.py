@@ -23,7 +23,7 @@ from transformer_jax.run_directory import write_json, write_text
 from transformer_jax.training.loop import train
 
 BASE, PRETRAINED, DISTILLED = "base", "bidirectional-pretraining", "distillation"
-SCORES = {"bleu": "BLEU", "bleu_lowercase_tokenized": "BLEU, lower-cased", "chrf": "chrF2"}
+SCORES = {"bleu": "BLEU", "bleu_lowercase_tokenized": "BLEU, lower-cased", "chrf": "chrF2", "perplexity": "perplexity"}
 AVERAGED = 8
 """Checkpoints in the mean; the base's runs keep as many."""
 SAMPLES = {"method": "sample", "n_best": 1, "candidates": 32, "rerank": "chrf"}
