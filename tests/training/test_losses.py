@@ -90,7 +90,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "chunk"), [("cross_entropy", c) for c in (1, 5, N, 64)] + [("r_drop", 5), ("simcut", 5)]
+    ("name", "chunk"), [("cross_entropy", c) for c in (1, 5, N, 64)] + [("r_drop", 5), ("simcut", 5), ("simcut", 64)]
 )
 def test_chunks_change_neither_value_nor_gradients(made: dict[str, Any], name: str, chunk: int) -> None:
     """Chunks that divide N, do not, hold all of it and more; under an outer factor, as a mean makes one."""
@@ -107,12 +107,13 @@ def test_chunks_change_neither_value_nor_gradients(made: dict[str, Any], name: s
     assert without_gradient[1]["tokens"] == N - 5
 
 
+@pytest.mark.parametrize("chunk", [4, N])
 @pytest.mark.parametrize("kept", [0, 1, N])
-def test_none_one_and_all_tokens_count(made: dict[str, Any], kept: int) -> None:
+def test_none_one_and_all_tokens_count(made: dict[str, Any], kept: int, chunk: int) -> None:
     """A batch of padding alone has no loss and no gradients, and no NaN."""
     constants = made["constants"] | {"weights": jnp.float32(np.arange(N) >= N - kept)}
     gradient = lambda loss: jax.value_and_grad(loss, (0, 1), has_aux=True)(made["rows"][0], made["table"], constants)
-    expected, got = gradient(plain_loss), gradient(chunked_loss(4))
+    expected, got = gradient(plain_loss), gradient(chunked_loss(chunk))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), expected, got)
     assert got[0][1]["tokens"] == kept
 

@@ -61,6 +61,7 @@ def _cross_entropy_in_chunks(
     gradients: bool,
 ) -> tuple[tuple[Array, Sums], tuple[Array, Array] | None]:
     rows, vocab_size = hidden.shape[0], table.shape[0]
+    chunk = min(chunk, rows)
     smoothing = label_smoothing / vocab_size
     (kernel,) = operands(table.astype(hidden.dtype))
     # Rows that count come first; the loop below ends after them.
@@ -95,8 +96,11 @@ def _cross_entropy_in_chunks(
         jnp.zeros(h.shape) if gradients else None,
         jnp.zeros(table.shape) if gradients else None,
     )
-    chunks = jnp.ceil(count / chunk).astype(jnp.int32)
-    normalisers, dh, dtable = jax.lax.fori_loop(0, chunks, body, start)
+    if chunk == rows:  # a loop that ends when data says so makes a GPU wait for the host
+        normalisers, dh, dtable = body(jnp.zeros((), jnp.int32), start)
+    else:
+        chunks = jnp.ceil(count / chunk).astype(jnp.int32)
+        normalisers, dh, dtable = jax.lax.fori_loop(0, chunks, body, start)
     nll = jnp.sum(w * (normalisers - target))
     loss = nll + label_smoothing * jnp.sum(w * (target - mean))
     sums = (loss, {"loss": loss, "nll": nll, "tokens": count})
@@ -127,7 +131,7 @@ summed_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 def count_correct(hidden: Array, table: Array, targets: Array, weights: Array, chunk: int) -> Array:
     """Of how many rows the target has the largest logit: float32[]. Arguments as for `summed_cross_entropy`."""
-    order = jnp.argsort(weights == 0, stable=True)
+    order, chunk = jnp.argsort(weights == 0, stable=True), min(chunk, len(weights))
     pad = lambda x: jnp.pad(x[order], ((0, -x.shape[0] % chunk), *((0, 0),) * (x.ndim - 1)))
     (h, kernel), t, w = operands(pad(hidden), table.astype(hidden.dtype)), pad(targets), pad(weights)
 
@@ -151,8 +155,9 @@ def in_chunks(rows_loss: Callable[..., tuple[Array, Sums]], chunk: int) -> Calla
 
     def split(tree: Any) -> Any:
         def one(x: Array) -> Array:
-            padding = -x.shape[0] % chunk
-            return jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))).reshape(-1, chunk, *x.shape[1:])
+            size = min(chunk, x.shape[0])
+            padding = -x.shape[0] % size
+            return jnp.pad(x, ((0, padding), *((0, 0),) * (x.ndim - 1))).reshape(-1, size, *x.shape[1:])
 
         return jax.tree.map(one, tree)
 
