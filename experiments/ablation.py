@@ -13,8 +13,9 @@ decoding of samples, of a beam, and of the samples of all seeds.
 All else is as in the base: an optimizer or a schedule is tried at the learning rate of the base, not at its own best.
 Every run is an ordinary one, in STUDY/runs. Interrupted, the same command continues; what is done is not done again.
 Several processes can make different --settings in one study, `base` first. Perplexities, of the references, compare
-only with the same pieces; there seeds hardly differ, while BLEU may by half a point and more. The table, as far as it is known, is in
-table.md and table.json, and a figure of the differences in differences.png. The test split is never read.
+only with the same pieces; there seeds hardly differ, while BLEU may by half a point and more. The table, as far as it
+is known, is in table.md and table.json, and a figure of the differences in differences.png. The test split is never
+read.
 """
 
 from absl import flags

@@ -29,8 +29,8 @@ Hugging Face (`marian`) or PyTorch's own layers under torch.compile with its fus
 model a GPT, and its validation loss after equal time), ours as the same post-norm model, the same batches; `decode`
 CTranslate2 and JoeyNMT with the run's weights, as long as the model likes and with every output forced to one length;
 `start` Transformers opening the same weights; `quality` Eole, trained as long on the same pieces. Each runs in a
-process of its own, and on first use is installed in an environment of its own. On a GPU train's peers but MarianMT use
-it too.
+process of its own, and on first use is installed in an environment of its own; or TRANSFORMER_JAX_PEER_PYTHON names a
+Python that has it. On a GPU train's peers but MarianMT use it too.
 """
 
 import dataclasses

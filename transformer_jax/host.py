@@ -18,9 +18,10 @@ def available_cores() -> int:
 def peak_memory() -> int:
     """The most resident memory that this program has had, in bytes."""
     if sys.platform == "linux":
-        # Not getrusage, which counts what the process was before it became this program.
+        # Rather than getrusage, which counts what the process was before it became this program. Not in every sandbox.
         lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+        if found := [line.split()[1] for line in lines if line.startswith("VmHWM")]:
+            return 1024 * int(found[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

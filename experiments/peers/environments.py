@@ -1,6 +1,7 @@
 """Virtual environments for other toolkits, made once in a work folder; the project's own stays as it is."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,15 @@ def work_folder(given: str | None) -> Path:
 
 
 def interpreter(folder: Path, peer: str) -> Path:
-    """The Python of a peer's environment in ``folder``, which is made and filled when it is not there yet."""
+    """The Python of a peer's environment in ``folder``, which is made and filled when it is not there yet.
+
+    Or the one that the variable TRANSFORMER_JAX_PEER_PYTHON names, for machines where nothing can be installed.
+    Raises: UserError when that is no program.
+    """
+    if named := os.environ.get("TRANSFORMER_JAX_PEER_PYTHON"):
+        if shutil.which(named) is None:
+            raise UserError(f"TRANSFORMER_JAX_PEER_PYTHON is {named}, which is no program.")
+        return Path(named)
     home = folder / "environments" / peer
     python, done = home / "bin" / "python", home / "installed.txt"
     wanted = "\n".join(REQUIREMENTS[peer])
@@ -43,7 +52,8 @@ def interpreter(folder: Path, peer: str) -> Path:
 def clean_environment(settings: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's variables without what it was told about its own devices, and with settings."""
     kept = {name: value for name, value in os.environ.items() if name != "TRANSFORMER_JAX_PREPARED"}
-    return {**kept, **(settings or {}), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    path = filter(None, (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")))
+    return {**kept, **(settings or {}), "PYTHONPATH": os.pathsep.join(path)}
 
 
 def run(command: Sequence[str], log: Path, settings: Mapping[str, str] | None = None) -> None:

@@ -21,10 +21,11 @@ def main(config_file: str, steps: str, warm: str, result: str) -> None:
     from transformer_jax.experiment import parse_config
     from transformer_jax.families.registry import find_family
     from transformer_jax.sharding import make_mesh, place_batch
-    from transformer_jax.training.loop import check_rows, compile_shapes
+    from transformer_jax.training.loop import check_rows, compile_shapes, enable_compilation_cache
     from transformer_jax.training.program import make_program
     from transformer_jax.training.step import batch_kind
 
+    enable_compilation_cache()
     mapping: dict[str, Any] = json.loads(Path(config_file).read_text())
     total = int(steps)
     mapping["training"] |= {"total_steps": total, "ema_decay": 0.0}

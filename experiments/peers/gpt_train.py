@@ -77,7 +77,7 @@ def main(batches: str, settings: str, steps: str, result: str) -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
     network, total = GPT(model).train().to(device), int(steps)
-    trained = torch.compile(network) if device == "cuda" else network
+    compute = torch.compile(loss_of) if device == "cuda" else loss_of
 
     def now() -> float:
         if device == "cuda":
@@ -108,7 +108,7 @@ def main(batches: str, settings: str, steps: str, result: str) -> None:
         index = number % len(tensors["inputs"])
         targets = tensors["targets"][index]
         with torch.autocast(device, torch.bfloat16, enabled=model["dtype"] != "float32"):
-            loss = loss_of(trained, tensors["inputs"][index], targets)
+            loss = compute(network, tensors["inputs"][index], targets)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), model["clip_norm"])
         adam.step()

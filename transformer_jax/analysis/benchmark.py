@@ -43,6 +43,9 @@ from transformer_jax.training.tasks import Task, TranslationTask
 
 Result = dict[str, Any]
 
+MOST_WARM_STEPS = 100
+"""In which every shape that is not rare has its turn before training is timed."""
+
 _EVENTS = {
     "/jax/core/compile/backend_compile_duration": "programs",
     "/jax/compilation_cache/cache_hits": "from_cache",
@@ -135,6 +138,10 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
             sums[name] = sums.get(name, 0.0) + float(value)
 
     run(2 * len(compiled), 0.0)
+    for _ in range(MOST_WARM_STEPS):  # a shape's first step may load and capture what later ones need not
+        if len(kinds) == len(compiled):
+            break
+        run(1, 0.0)
     before = dict(compiles.counts)
     kinds.clear()
     timed = [run(1, seconds / windows) for _ in range(windows)]
@@ -246,7 +253,7 @@ def random_translator(config: TranslationConfig, decoding: DecodingConfig) -> Tr
     """A translator with the initial weights of a config: as fast as a trained one if lengths are forced."""
     tokenizers = train_tokenizers(load_dataset(config.dataset), config.tokenizer)
     model = make_model(config, tokenizers).plain()
-    params = nn.unbox(TranslationTask(model, config.task).init(jax.random.key(config.seed)))
+    params = nn.unbox(jax.jit(TranslationTask(model, config.task).init)(jax.random.key(config.seed)))
     mesh = make_mesh(MeshConfig(-1, 1, 1)) if jax.device_count() > 1 else None
     return Translator(model.incremental(), params, tokenizers, decoding, mesh)
 
