@@ -78,8 +78,9 @@ def scan(mapping: Any, given: Sequence[str], seconds: float, windows: int) -> Re
 
     A number of CPU devices is one of cores, of which each device has one.
 
-    Returns: "points", each with the values that were set and the "result" of `measure_training`.
-    Raises: UserError as `points_of`, and for a point at which training is refused.
+    Returns: "points", each with the values that were set and the "result" of `measure_training`, or the "error" that
+      refused it.
+    Raises: UserError as `points_of`, for more devices than there are, and where no point can be measured.
     """
     config = plain(mapping)
     points = points_of(config, given)
@@ -93,7 +94,13 @@ def scan(mapping: Any, given: Sequence[str], seconds: float, windows: int) -> Re
             print(", ".join(f"{key} {value}" for key, value in point.items()), flush=True)
             overrides = [f"--config.{key}={value}" for key, value in point.items() if key != DEVICES]
             with _devices(point.get(DEVICES)) as settings:
-                found.append({"values": point, "result": measured([*words, *overrides], folder, settings)})
+                try:
+                    found.append({"values": point, "result": measured([*words, *overrides], folder, settings)})
+                except UserError as error:
+                    print(error, flush=True)
+                    found.append({"values": point, "error": str(error)})
+    if all("error" in point for point in found):
+        raise UserError(found[0]["error"])
     return {"measured": "scan", "config": config["name"], "points": found}
 
 
@@ -116,25 +123,41 @@ def _devices(count: str | None) -> Iterator[dict[str, str]]:
 
 
 def scan_table(result: Result) -> Table:
-    """A row for each point."""
+    """A row for each point that was measured."""
     keys = list(result["points"][0]["values"])
     columns = [*keys, "target tokens/s", "best", "of float32 peak", "of bfloat16 peak", "ms a step", "peak MiB"]
     rows = []
-    for point in result["points"]:
+    for point in _measured(result):
         found = point["result"]
         rate, memory = found["target_tokens_per_second"], found.get("device_peak_bytes", found["peak_rss_bytes"])
         shares = [f"{found['utilisation'][dtype]:.1%}" for dtype in ("float32", "bfloat16")]
         numbers = [f"{rate['median']:,.0f}", f"{rate['best']:,.0f}", *shares]
         numbers += [f"{1000 * found['step_seconds']:,.1f}", f"{memory / 2**20:,.0f}"]
         rows.append([*point["values"].values(), *numbers])
-    return Table(f"{result['config']}, {_machine(result)}", columns, rows)
+    failed = [", ".join(point["values"].values()) for point in result["points"] if "error" in point]
+    notes = [f"failed: {'; '.join(failed)}"] if failed else []
+    return Table(f"{result['config']}, {_machine(result)}", columns, rows, notes=notes)
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
+
+
+def _measured(result: Result) -> list[Result]:
+    return [point for point in result["points"] if "result" in point]
 
 
 def scan_figure(result: Result) -> Figure:
     """Tokens/s against the first of the keys: the median of each point's windows, and bars to their least and most."""
     key = next(iter(result["points"][0]["values"]))
-    x = [float(point["values"][key]) for point in result["points"]]
-    rates = [point["result"]["target_tokens_per_second"] for point in result["points"]]
+    points = _measured(result)
+    names = [point["values"][key] for point in points]
+    numbers = all(map(_is_positive, names))
+    x = [float(name) if numbers else place for place, name in enumerate(names)]
+    rates = [point["result"]["target_tokens_per_second"] for point in points]
     middle = [rate["median"] for rate in rates]
     spread = [
         [m - min(rate["windows"]) for m, rate in zip(middle, rates, strict=True)],
@@ -143,8 +166,9 @@ def scan_figure(result: Result) -> Figure:
     figure = Figure(figsize=(5.5, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.errorbar(x, middle, yerr=spread, marker="o", capsize=3)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(x, [point["values"][key] for point in result["points"]])
+    if numbers:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(x, names)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(key)
     axes.set_ylabel("target tokens/s")
@@ -154,4 +178,4 @@ def scan_figure(result: Result) -> Figure:
 
 
 def _machine(result: Result) -> str:
-    return ", ".join(dict.fromkeys(point["result"]["devices"] for point in result["points"]))
+    return ", ".join(dict.fromkeys(point["result"]["devices"] for point in _measured(result)))

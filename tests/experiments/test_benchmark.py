@@ -163,6 +163,8 @@ def test_a_scan_is_measured_point_by_point(mapping, tmp_path, monkeypatch):
     seen = []
 
     def measured(words, folder, settings):
+        if words[-1].endswith("=refused"):
+            raise UserError("cannot be")
         seen.append((words[-1], settings.get("JAX_NUM_CPU_DEVICES"), len(os.sched_getaffinity(0))))
         rate = {"median": 10.0 * len(seen), "best": 12.0 * len(seen), "windows": [9.0 * len(seen), 12.0 * len(seen)]}
         shares, size = {"float32": 0.5, "bfloat16": 0.25}, 2**21
@@ -184,6 +186,14 @@ def test_a_scan_is_measured_point_by_point(mapping, tmp_path, monkeypatch):
     assert scans.scan_table(result).rows[1][:4] == ["1", "64", "20", "24"]
     scans.scan_figure(result).savefig(tmp_path / "scan.png")
     assert (tmp_path / "scan.png").stat().st_size > 1000
+    # A point that is refused leaves the others what they are; what is varied need not be a number.
+    named = scans.scan(mapping, ["model.positions=rotary,refused,alibi"], 1.0, 1)
+    assert ["error" in point for point in named["points"]] == [False, True, False]
+    table = scans.scan_table(named)
+    assert ([row[0] for row in table.rows], table.notes) == (["rotary", "alibi"], ["failed: refused"])
+    scans.scan_figure(named).savefig(tmp_path / "named.png")
+    with pytest.raises(UserError, match="cannot be"):
+        scans.scan(mapping, ["model.positions=refused"], 1.0, 1)
     with pytest.raises(UserError, match="1000 cores are wanted"):
         scans.scan(mapping, ["devices=1000"], 1.0, 1)
 
