@@ -84,7 +84,7 @@ def scan(mapping: Any, given: Sequence[str], seconds: float, windows: int) -> Re
     """
     config = plain(mapping)
     points = points_of(config, given)
-    found = []
+    found: list[Result] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         words = ["train", f"--config={write_config(folder / 'config.py', mapping)}"]

@@ -34,7 +34,7 @@ def main(config_file: str, steps: str, warm: str, result: str) -> None:
     check_rows(config, mesh)
     experiment = find_family(config.family).prepare(config, None)
     program = make_program(config, experiment.task, mesh)
-    compiled = compile_shapes(program.step, program.shapes, mesh, experiment.batches)
+    compiled = compile_shapes(program.step, program.shapes, mesh, experiment.batches.specs)
     state, iterator, counted = program.create(), experiment.batches.iterator(), experiment.batches.counted
     tokens, start = 0, time.monotonic()
     for number in range(total):

@@ -49,7 +49,7 @@ def measure(mapping: Any, rounds: int, steps: int) -> Result:
 
     def compiled(guard: GuardConfig) -> dict[Any, TrainStep]:
         step = make_program(replace(config, guard=guard), experiment.task, mesh).step
-        return compile_shapes(step, program.shapes, mesh, experiment.batches)
+        return compile_shapes(step, program.shapes, mesh, experiment.batches.specs)
 
     guarded, unguarded = compiled(config.guard), compiled(Unguarded(**vars(config.guard)))
     iterator = experiment.batches.iterator()

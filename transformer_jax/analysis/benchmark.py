@@ -101,7 +101,7 @@ def measure_training(mapping: Any, seconds: float, windows: int) -> Result:
     made = _prepare(mapping)
     config, mesh, task, batches, program = made.config, made.mesh, made.task, made.batches, made.program
     prepared, compiles = time.monotonic(), _Compiles()
-    compiled = compile_shapes(program.step, program.shapes, mesh, batches)
+    compiled = compile_shapes(program.step, program.shapes, mesh, batches.specs)
     state: Any = program.create()
     iterator = batches.iterator()
     ready = time.monotonic()

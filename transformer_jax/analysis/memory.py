@@ -125,7 +125,7 @@ def _peak(mapping: Any, vocabulary: int, length: int, chunk: Any, remat: str) ->
         task = replace(task, config=replace(task.config, loss_chunk=rows * length))
     program = make_program(config, task, mesh)
     batches: Any = SimpleNamespace(specs=[spec])  # all that compiling asks of data
-    compiled = compile_shapes(program.step, program.shapes, mesh, batches)
+    compiled = compile_shapes(program.step, program.shapes, mesh, batches.specs)
     return step_memory(next(iter(compiled.values())), program.shapes)
 
 

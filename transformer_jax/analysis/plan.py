@@ -137,7 +137,7 @@ def make_plan(mapping: Any, workdir: str | Path | None) -> Plan:
     program = make_program(config, task, mesh)
     shapes, create, step = program.shapes, program.create, program.step
     begin = time.monotonic()
-    compiled = compile_shapes(step, shapes, mesh, batches)
+    compiled = compile_shapes(step, shapes, mesh, batches.specs)
     compile_seconds = time.monotonic() - begin
     kinds = [abstract_batch(mesh, spec) for spec in batches.specs]
     memory = {batch_kind(kind): step_memory(compiled[batch_kind(kind)], shapes) for kind in kinds}

@@ -2,6 +2,7 @@
 operations.
 """
 
+import itertools
 import re
 import time
 from collections import defaultdict
@@ -14,6 +15,7 @@ import jax
 from jax.profiler import ProfileData
 
 from transformer_jax.analysis.tables import Table
+from transformer_jax.data.batches import ArraySpec, BatchSpec
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config
 from transformer_jax.families.registry import find_family
@@ -122,8 +124,13 @@ def read_trace(folder: Path, known: dict[tuple[str, str], Operation]) -> tuple[d
         raise UserError(f"{folder}: the profiler has written no trace there.")
     seconds: dict[Operation, float] = defaultdict(float)
     devices: set[tuple[str, Any]] = set()
-    for plane in ProfileData.from_file(str(traces[-1])).planes:
+    planes = list(ProfileData.from_file(str(traces[-1])).planes)
+    # Of a GPU the streams alone: what the host says of them, and what is derived from them, would count twice.
+    of_devices = [plane for plane in planes if plane.name.startswith("/device:GPU")]
+    for plane in of_devices or planes:
         for line in plane.lines:
+            if of_devices and not line.name.startswith("Stream"):
+                continue
             for event in line.events:
                 stats = dict(event.stats)
                 found = known.get((str(stats.get("hlo_module")), str(stats.get("hlo_op"))))
@@ -134,7 +141,7 @@ def read_trace(folder: Path, known: dict[tuple[str, str], Operation]) -> tuple[d
 
 
 def profile_training(mapping: Any, steps: int, folder: Path) -> Profile:
-    """Traces steps of a config, from the first batches of its stream, after the programs are compiled and warm.
+    """Traces steps of a config on the commonest kind of its batches, after the programs are compiled and warm.
 
     Args:
       folder: the trace is left there, for TensorBoard's profile page or Perfetto.
@@ -144,30 +151,41 @@ def profile_training(mapping: Any, steps: int, folder: Path) -> Profile:
     mesh = make_mesh(config.mesh)
     check_rows(config, mesh)
     experiment = find_family(config.family).prepare(config, None)
-    program = make_program(config, experiment.task, mesh)
-    compiled = compile_shapes(program.step, program.shapes, mesh, experiment.batches)
-    known = dict(pair for step in compiled.values() for pair in _instructions(step))
-    state, iterator = program.create(), experiment.batches.iterator()
+    program, batches = make_program(config, experiment.task, mesh), experiment.batches
+    kind, chosen = _commonest(batches.iterator(), steps * len(batches.specs))
+    # One kind alone: programs for several have the same names, and so have operations in them that differ.
+    (step,) = compile_shapes(program.step, program.shapes, mesh, [kind]).values()
+    known = dict(_instructions(step))
+    state = program.create()
 
     def run(batches: Iterable[Any]) -> float:
         nonlocal state
         begin = time.monotonic()
         for batch in batches:
-            state, metrics = compiled[batch_kind(batch)](state, batch)
+            state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
         return time.monotonic() - begin
 
-    batches = [place_batch(mesh, next(iterator)) for _ in range(steps)]
-    run(batches[:1] * WARM_STEPS + batches)
+    placed = [place_batch(mesh, chosen[number % len(chosen)]) for number in range(steps)]
+    run(placed[:1] * WARM_STEPS + placed)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     options.host_tracer_level = 3  # on a CPU, operations are events of the host
     with jax.profiler.trace(str(folder), profiler_options=options):
-        elapsed = run(batches)
+        elapsed = run(placed)
     seconds, devices = read_trace(folder, known)
     if not seconds:
         raise UserError(f"{folder}: the trace holds no operation of the step; this backend names them otherwise.")
     return Profile(elapsed / steps, {key: value / steps / devices for key, value in seconds.items()}, devices)
+
+
+def _commonest(iterator: Iterator[Any], count: int) -> tuple[BatchSpec, list[Any]]:
+    """Of the next batches, those of the commonest kind, and that kind."""
+    kinds: dict[Any, list[Any]] = defaultdict(list)
+    for batch in itertools.islice(iterator, count):
+        kinds[batch_kind(batch)].append(batch)
+    chosen = max(kinds.values(), key=len)
+    return {name: ArraySpec(array.shape, str(array.dtype)) for name, array in chosen[0].items()}, chosen
 
 
 def _instructions(step: TrainStep) -> Iterator[tuple[tuple[str, str], Operation]]:

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from transformer_jax.data.batches import START, Batches
+from transformer_jax.data.batches import START, BatchSpec
 from transformer_jax.data.cache import cache_directory
 from transformer_jax.distributed import from_main, is_main, main_first, peers
 from transformer_jax.errors import RunFailed, UserError
@@ -205,7 +205,7 @@ class Trainer:
                 if found:
                     self.progress.message(f"continuing     from step {self.first} of {total}")
                 begin = time.monotonic()
-                self.compiled = compile_shapes(self.step, self.shapes, self.mesh, self.batches)
+                self.compiled = compile_shapes(self.step, self.shapes, self.mesh, self.batches.specs)
                 self.progress.message(
                     f"compiled       {len(self.compiled)} batch shapes in {time.monotonic() - begin:.1f} s"
                 )
@@ -378,13 +378,13 @@ def _quotient(params: Any, count: int) -> Any:
     return jax.tree.map(lambda p: p / count, params)
 
 
-def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, batches: Batches) -> dict[Any, TrainStep]:
-    """The step compiled for every kind of batch there can be, several at a time, so that none is compiled later."""
+def compile_shapes(step: TrainStep, shapes: TrainState, mesh: Mesh, specs: Sequence[BatchSpec]) -> dict[Any, TrainStep]:
+    """The step compiled for kinds of batches, several at a time: for all there can be, none is compiled later."""
 
     def gradients(batch: Any) -> Any:
         return step.gradients.lower(shapes.params, batch, shapes.step).compile()
 
-    kinds = [abstract_batch(mesh, spec) for spec in batches.specs]
+    kinds = [abstract_batch(mesh, spec) for spec in specs]
     sums = jax.eval_shape(step.gradients, shapes.params, kinds[0], shapes.step)[0]
     everywhere = shapes.step.sharding
     sums = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=everywhere), sums)
