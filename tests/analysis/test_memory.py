@@ -25,7 +25,7 @@ def test_logits_of_all_rows_at_once_take_more(tmp_path):
     result = tabulate_memory(config, [5000], [], ["none", "full"])
     found = {(row["chunk"], row["remat"]): row["bytes"] for row in result["rows"]}
     assert len(found) == 4
-    assert found["all", "none"] > found[8, "none"] + 4 * (256 - 8) * 5000
+    assert found["all", "none"] > found[8, "none"] + 0.9 * 4 * (256 - 8) * 5000  # batches are a little under 256
     assert found[8, "full"] != found[8, "none"]  # which is less depends on sizes; the layers here are tiny
     table = memory_table(result)
     assert table.rows[0][:2] == ["5,000", "32"]
