@@ -1,5 +1,7 @@
 """The measurements for a GPU are commands that exist, on text that can be tokenized and packed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -16,11 +18,13 @@ FLAGS = "\n".join(
 )
 
 
-@pytest.mark.parametrize("name", measure_gpu.commands("gpu", 60.0, "m", "t"))
+COMMANDS = measure_gpu.commands("gpu", 60.0, {"shakespeare": "s", "multi30k": "m", "tatoeba": "t"})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_its_commands_have_sound_configs_and_known_flags(name, monkeypatch):
     monkeypatch.chdir(CHECKOUT)
-    several = measure_gpu.commands("gpu", 60.0, "m", "t")[name]
-    for words in several:
+    for words in COMMANDS[name]:
         assert (CHECKOUT / words[0]).is_file()
         given = [word.removeprefix("--").partition("=") for word in words if word.startswith("--")]
         for flag, _, _ in given:
@@ -44,6 +48,36 @@ def test_the_list_can_be_pasted():
     wrong = command("measure_gpu", "--list", "--only=bases")
     assert wrong.returncode == 2
     assert "no measurement bases" in wrong.stderr
+
+
+def test_what_fails_or_takes_too_long_is_told_and_the_rest_goes_on(tmp_path, monkeypatch):
+    """All that a command has started is ended with it; what there is of results is kept after each."""
+    script, started = tmp_path / "script.py", tmp_path / "started"
+    script.write_text(
+        "import json, pathlib, subprocess, sys, time\n"
+        "print('says', sys.argv[1])\n"
+        "if sys.argv[1] == 'hangs':\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(100)'])\n"
+        f"    pathlib.Path({str(started)!r}).write_text(str(child.pid))\n"
+        "    time.sleep(100)\n"
+        "if sys.argv[1] == 'works':\n"
+        "    pathlib.Path(sys.argv[2]).write_text(json.dumps({'speed': 3}))\n"
+        "sys.exit(sys.argv[1] == 'fails')\n"
+    )
+    again, works = [str(script), "again"], [str(script), "works", str(tmp_path / "c.json")]
+    (tmp_path / "b.json").write_text('{"speed": "of another time"}')
+    for name, several, status in (
+        ("a", [[str(script), "hangs"]], "ended after 5 s"),
+        ("b", [[str(script), "fails"], again], "failed with status 1"),
+        ("c", [again, works], "done"),
+    ):
+        found = measure_gpu._measure(name, several, tmp_path, 5.0)
+        assert found["status"] == status
+        assert found["seconds"] < 20
+        assert ("says again" in found["log"]) == (name == "c")
+        assert found.get("result") == ({"speed": 3} if name == "c" else None)
+    child = Path(f"/proc/{started.read_text()}/status")
+    assert not child.exists() or "zombie" in child.read_text()
 
 
 def test_made_text_is_as_asked_for(tmp_path):
