@@ -154,8 +154,9 @@ def run_main(
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)  # an end in good order would take XLA's memory from under the computation that it still is in
     except (OSError, RuntimeError) as error:  # from any library that writes datasets, caches or results
         if FULL not in str(error):
             raise

@@ -11,10 +11,13 @@ What is measured depends on the family: BLEU of translations, perplexity and bit
 not given are the run's own.
 """
 
+import sys
+
 from absl import flags
 
 from experiments import command_line
 from experiments.decoding_flags import decoding_overrides, define_decoding_flags, define_ensemble
+from transformer_jax.errors import UserError
 from transformer_jax.host import prepare_cpu
 
 SPLIT = flags.DEFINE_string("split", "test", "train, validation or test")
@@ -29,6 +32,8 @@ define_decoding_flags()
 
 
 def main(arguments: list[str]) -> None:
+    if FILES.value is not None and SPLIT.present:
+        raise UserError(f"--files and --split={SPLIT.value}: give one of them.")
     prepare_cpu()
     from transformer_jax import distributed
     from transformer_jax.analysis.ensemble import open_ensemble
@@ -38,6 +43,8 @@ def main(arguments: list[str]) -> None:
     run = open_ensemble(arguments[0], CHECKPOINT.value, ENSEMBLE.value, POOL.value)
     enable_compilation_cache()
     windows = {"stride": STRIDE.value} if STRIDE.value else {}
+    if distributed.is_main() and not sys.stderr.isatty():
+        print(f"scoring {run.directory.path} on {FILES.value or SPLIT.value}", file=sys.stderr, flush=True)
     record, text = run.evaluate(SPLIT.value, FILES.value, **decoding_overrides(run.config), **windows)
     if distributed.is_main():
         print(text)

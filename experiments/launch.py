@@ -10,6 +10,7 @@ end of its hours, saves and is queued again, and then continues. Logs are in --f
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,11 @@ def submit(words: Sequence[str], cluster: str | None, folder: str | Path, **para
     if not Path(words[0]).is_file():
         raise UserError(
             f"{words[0]} is no file; behind -- comes a command such as experiments/train.py --workdir=runs/a."
+        )
+    if cluster != "slurm" and shutil.which("sbatch") is None and parameters.get("nodes", 1) != 1:
+        raise UserError(
+            f"--nodes={parameters['nodes']}: there is no Slurm here (sbatch is not found). Run this where jobs are "
+            "submitted, or use --nodes=1 for processes of this machine."
         )
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster, slurm_max_num_timeout=MOST_TIMEOUTS)

@@ -127,6 +127,9 @@ def main(arguments: list[str]) -> int:
     folder = Path(RESULTS.value)
     data = {"shakespeare": SHAKESPEARE.value, "multi30k": MULTI30K.value, "tatoeba": TATOEBA.value}
     found = commands(RESULTS.value, SECONDS.value, data)
+    for name, place in data.items():
+        if place is not None and not Path(place).is_dir():
+            raise UserError(f"--{name}={place}: there is no such folder.")
     unknown = [name for name in ONLY.value if name not in found]
     if unknown:
         raise UserError(f"--only: there is no measurement {unknown[0]}; there are {', '.join(found)}.")

@@ -45,6 +45,9 @@ def main(arguments: list[str]) -> int:
     outcome = train(CONFIG.value, workdir)
     if not distributed.is_main():
         return 0 if outcome.finished else command_line.INTERRUPTED
+    if not outcome.step:
+        print(f"{workdir}: interrupted before its first step, with nothing to save. The same command begins anew.")
+        return command_line.INTERRUPTED
     state = "finished" if outcome.finished else "interrupted and saved"
     print(f"{workdir}: {state} at step {outcome.step}")
     if not outcome.finished:

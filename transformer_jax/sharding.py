@@ -75,7 +75,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     if int(np.prod(sizes)) != count:
         raise UserError(
             f"mesh: {dict(zip(AXES, sizes, strict=True))} needs {known} devices, or a multiple where a size is -1, "
-            f"but {count} are present; set --config.mesh.data=-1 to use what is left."
+            f"but {count} are present; "
+            + (f"set sizes that divide {count}." if -1 in sizes else "set --config.mesh.data=-1 to use what is left.")
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 

@@ -121,7 +121,9 @@ def test_flags_and_positional_arguments():
             command_line.parse(argv, ("RUN",), values)
 
 
-def test_run_main_turns_errors_into_status_and_one_line(capsys):
+def test_run_main_turns_errors_into_status_and_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(command_line.os, "_exit", sys.exit)
+
     def fail(error: BaseException):
         def main(arguments: list[str]) -> None:
             raise error

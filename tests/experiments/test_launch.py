@@ -83,9 +83,10 @@ def test_the_notice_of_the_scheduler_makes_the_command_save(program, tmp_path):
     assert (tmp_path / "0.saved").exists()
 
 
-def test_what_cannot_be_submitted_is_refused(tmp_path):
+def test_what_cannot_be_submitted_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"nowhere\.py is no file"):
         submit(["nowhere.py"], "local", tmp_path)
-    with pytest.raises(UserError, match="only one node"):
-        submit([__file__], "local", tmp_path, nodes=2)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"--nodes=2: there is no Slurm here"):
+        submit([__file__], None, tmp_path, nodes=2)
     assert Command(["a"], ".").checkpoint().function.words == ["a"]

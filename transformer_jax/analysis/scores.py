@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from transformer_jax.analysis.ensemble import EnsembleRun
 from transformer_jax.analysis.run import Run
@@ -58,7 +60,11 @@ def evaluate_run(
     translator = run.translator(**decoding)
     name, record = _begin(run, sources, references, data, asdict(translator.config))
     begin = time.monotonic()
-    translations = translator.translate(list(sources))
+    with tqdm(total=len(sources), unit=" lines", disable=None if is_main() else True, file=sys.stderr) as bar:
+        translations = []
+        for best in translator.stream(sources):
+            translations.append(best[0].text)
+            bar.update()
     seconds = time.monotonic() - begin
     log_probs, tokens = reference_log_probs(run, sources, references)
     text, columns, _ = _files(run, name)

@@ -150,27 +150,24 @@ class TextToImageEvaluator:
         yield "evaluation_seconds", time.monotonic() - begin
 
 
-def read_tokenizers(config: TextToImageRunConfig, run: RunDirectory | None, dataset: ImageDataset) -> Any:
-    """The run's tokenizers of text and images, which are made and copied for a run that has none yet."""
-    if run is not None and (run.tokenizer / RECORD).is_file():  # which is written last
-        return load_text_tokenizer(run.tokenizer), ImageTokenizer.load(run.tokenizer)
-    images = ImageTokenizer.of_run(config.image_tokenizer)
+def prepare(config: TextToImageRunConfig, run: RunDirectory | None) -> Experiment:
+    """Reads the images, takes the run's tokenizers or makes them, and turns captions and images into tokens."""
+    made = run is not None and (run.tokenizer / RECORD).is_file()  # which is written last
+    # May refuse: before the images are prepared, which takes minutes.
+    images = ImageTokenizer.load(run.tokenizer) if run and made else ImageTokenizer.of_run(config.image_tokenizer)
+    dataset = load_images(config.dataset)
     if images.config.channels != config.dataset.channels:
         raise UserError(
             f"image_tokenizer.run={config.image_tokenizer.run} is of images with {images.config.channels} channels, "
             f"those of {config.dataset.name} have {config.dataset.channels}; give one trained on {config.dataset.name}."
         )
-    tokenizer = train_text_tokenizer(dataset.captions(), config.tokenizer)
-    if run is not None:
-        save_text_tokenizer(tokenizer, run.tokenizer)
-        images.save(run.tokenizer)
-    return tokenizer, images
-
-
-def prepare(config: TextToImageRunConfig, run: RunDirectory | None) -> Experiment:
-    """Reads the images, takes the run's tokenizers or makes them, and turns captions and images into tokens."""
-    dataset = load_images(config.dataset)
-    tokenizer, images = read_tokenizers(config, run, dataset)
+    if run and made:
+        tokenizer = load_text_tokenizer(run.tokenizer)
+    else:
+        tokenizer = train_text_tokenizer(dataset.captions(), config.tokenizer)
+        if run is not None:
+            save_text_tokenizer(tokenizer, run.tokenizer)
+            images.save(run.tokenizer)
     if run is not None:
         run.pin("data", dataset.digest)
         run.pin("tokenizers", tokenizer_digest(tokenizer) + images.digest)

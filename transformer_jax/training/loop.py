@@ -125,12 +125,12 @@ def _open_shared(workdir: str | Path) -> RunDirectory:
 
 @contextmanager
 def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
-    """Bad input, found before a new run has begun to train, leaves a directory that is no run."""
+    """Bad input, or an interruption, before a new run has begun to train leaves a directory that is no run."""
     try:
         yield
     except RunFailed:  # the input was good enough to train with
         raise
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         if fresh and run.is_held() and not run.checkpoints.exists() and not run.metrics.exists():
             for entry in run.path.iterdir():
                 if entry == run.tokenizer or entry.name in tracking.FOLDERS:
@@ -224,7 +224,7 @@ class Trainer:
             number = self.number
             last, stopping = number == training.total_steps, self.stop.agreed()
             due = number > self.first and (last or number % evaluation.every_steps == 0)
-            planned = last or number % self.config.checkpoints.every_steps == 0
+            planned = due or number % self.config.checkpoints.every_steps == 0  # what has been judged can be loaded
             if due or planned or stopping:
                 self.window.flush()
             if number % training.log_every_steps == 0 or due or planned or stopping:
@@ -235,6 +235,8 @@ class Trainer:
             self.window.pause()
             weights, averaged = self._evaluation_weights() if due else (self.state.params, [])
             metrics = self._evaluate(weights) if due else {}
+            if due:  # which may have taken long
+                stopping = self.stop.agreed() or stopping
             early = due and from_main(lambda: exhausted(read_metrics(self.run.metrics), evaluation))
             unwanted = due and from_main(functools.partial(self.on_evaluation, number, metrics))
             ending = last or early or unwanted or stopping

@@ -96,5 +96,6 @@ class StopRequests:
                 os._exit(130)
             if self._finish_steps:
                 self._asked.set()
-                print("stopping: saves after this step; Ctrl-C again leaves at once", file=sys.stderr, flush=True)
+                told = "stopping: saves after this step or evaluation; Ctrl-C again leaves at once"
+                print(told, file=sys.stderr, flush=True)
             seen = True
