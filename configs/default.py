@@ -44,7 +44,7 @@ def common() -> ConfigDict:
     config.initialize.tokenizer = True  # take that run's tokenizers too
 
     config.checkpoints = ConfigDict()
-    config.checkpoints.every_steps = 1000
+    config.checkpoints.every_steps = 1000  # and at every evaluation
     config.checkpoints.keep_latest = 8
     config.checkpoints.keep_best = 1
 

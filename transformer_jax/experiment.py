@@ -35,7 +35,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are saved and which stay. The best are those of the evaluation's metric."""
+    """When checkpoints are saved, besides at evaluations, and which stay, the best by the evaluation's metric."""
 
     every_steps: int
     keep_latest: int

@@ -199,3 +199,48 @@ def test_a_changed_schedule_of_saving_continues_but_another_model_does_not(data,
     changed = tiny_config(data, **FULL, checkpoints__every_steps=10)
     assert train(changed, run) == Outcome(60, finished=True)
     assert "checkpoints.every_steps=10" in overrides(data, checkpoints__every_steps=10)
+
+
+QUICK = {"training__total_steps": 6, "evaluation__decode": "none", "evaluation__metric": "loss"}
+
+
+def test_what_has_been_evaluated_can_be_loaded(data, tmp_path):
+    """Evaluations between the planned checkpoints save too, so the best that the metrics tell of is there."""
+    config = tiny_config(data, **QUICK, evaluation__every_steps=3, checkpoints__every_steps=4)
+    assert train(config, tmp_path).finished
+    losses = load_run(tmp_path).history()["validation/loss"].dropna()
+    assert list(losses.index) == [3, 6]
+    assert [load_run(tmp_path, step).steps for step in (3, 4, 6)] == [[3], [4], [6]]
+    assert load_run(tmp_path, "best").steps == [losses.idxmin()]
+
+
+def test_a_signal_amidst_an_evaluation_stops_after_it(data, tmp_path, monkeypatch):
+    config = tiny_config(data, **QUICK, evaluation__every_steps=3)
+    evaluate = loop.Trainer._evaluate
+
+    def interrupted(trainer, weights):
+        signal.raise_signal(signal.SIGTERM)
+        return evaluate(trainer, weights)
+
+    monkeypatch.setattr(loop.Trainer, "_evaluate", interrupted)
+    assert train(config, tmp_path) == Outcome(3, finished=False)
+    monkeypatch.undo()
+    assert train(config, tmp_path) == Outcome(6, finished=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_before_the_first_step_leaves_no_run(data, tmp_path, monkeypatch, number):
+    """So a corrected config is not refused because another stands there."""
+
+    def compile_shapes(*_):
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(loop, "compile_shapes", compile_shapes)
+    if number == signal.SIGTERM:
+        assert train(tiny_config(data, **QUICK), tmp_path / "run") == Outcome(0, finished=False)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(data, **QUICK), tmp_path / "run")
+    monkeypatch.undo()
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert train(tiny_config(data, **QUICK, seed=5), tmp_path / "run").finished
