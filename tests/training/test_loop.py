@@ -210,7 +210,7 @@ def test_what_has_been_evaluated_can_be_loaded(data, tmp_path):
     assert train(config, tmp_path).finished
     losses = load_run(tmp_path).history()["validation/loss"].dropna()
     assert list(losses.index) == [3, 6]
-    assert [load_run(tmp_path, step).steps for step in (3, 4, 6)] == [[3], [4], [6]]
+    assert [load_run(tmp_path, str(step)).steps for step in (3, 4, 6)] == [[3], [4], [6]]
     assert load_run(tmp_path, "best").steps == [losses.idxmin()]
 
 
@@ -229,13 +229,15 @@ def test_a_signal_amidst_an_evaluation_stops_after_it(data, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_before_the_first_step_leaves_no_run(data, tmp_path, monkeypatch, number):
+def test_an_interruption_while_data_is_prepared_leaves_no_run(data, tmp_path, monkeypatch, number):
     """So a corrected config is not refused because another stands there."""
 
-    def compile_shapes(*_):
-        signal.raise_signal(number)
+    class Interrupted:
+        @staticmethod
+        def prepare(config, run):
+            signal.raise_signal(number)
 
-    monkeypatch.setattr(loop, "compile_shapes", compile_shapes)
+    monkeypatch.setattr(loop, "find_family", lambda name: Interrupted)
     if number == signal.SIGTERM:
         assert train(tiny_config(data, **QUICK), tmp_path / "run") == Outcome(0, finished=False)
     else:

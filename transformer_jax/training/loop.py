@@ -125,7 +125,7 @@ def _open_shared(workdir: str | Path) -> RunDirectory:
 
 @contextmanager
 def _nothing_half_made(run: RunDirectory, fresh: bool) -> Iterator[None]:
-    """Bad input, or an interruption, before a new run has begun to train leaves a directory that is no run."""
+    """Bad input, or an interruption while data is prepared, leaves a directory that is no run."""
     try:
         yield
     except RunFailed:  # the input was good enough to train with
