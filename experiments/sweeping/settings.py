@@ -87,8 +87,8 @@ class Settings:
         file = folder / FILE
         if not file.is_file():
             raise UserError(
-                f"{folder} is no study: it has no {FILE}. Start one with --config; a folder of another machine "
-                "must be seen by this one too."
+                f"{folder} is no study: it has no {FILE}. experiments/sweep.py --config=… starts one; a folder of "
+                "another machine must be seen by this one too."
             )
         return build(cls, json.loads(file.read_text(encoding="utf-8")))
 

@@ -378,9 +378,11 @@ def test_tables_show_ratios_of_rounds():
         "compile": {"seconds": 2.0},
     }
     theirs = {"target_tokens_per_second": 300.0, "parameters": 5, "versions": {"torch": "2"}}
-    result = {"peer": "PyTorch", "ours": [ours], "theirs": [[theirs, theirs]], "ratios": [3.0], "dtype": "float32"}
+    both = [{**theirs, "precision": precision} for precision in ("float32", "bfloat16")]
+    result = {"peer": "PyTorch", "ours": [ours], "theirs": [both], "ratios": [3.0], "dtype": "float32"}
     table = comparison.training_table(json.loads(json.dumps(result)))
     assert table.rows == [["1", "900", "300", "300", "3.00"]]
+    assert table.columns[2:4] == ("PyTorch, float32", "PyTorch, bfloat16")
     assert "median ratio to the faster 3.00" in table.markdown()
     rates = {
         "transformer_jax": {"forced": [50.0, 70.0], "free": [30.0]},

@@ -76,7 +76,7 @@ def _suggestion(code: str) -> str:
     names = {name: name for name in known} | {str(Locale.parse(n).english_name).lower(): n for n in known}
     near = difflib.get_close_matches(code.replace("-", "_").lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(names[name] for name in near)}? " if near else ""
-    return f"{hint}Both know {', '.join(known)}"
+    return f"{hint}Babel and num2words both know {', '.join(known)}"
 
 
 class Renderer:
