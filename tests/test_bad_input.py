@@ -79,7 +79,7 @@ def test_misspelt_key_and_wrong_type_in_a_config_of_python(data, tmp_path):
             {"batching__max_length": 300, "batching__tokens_per_batch": 4000},
             ["max_length=300", "model.max_length=256"],
         ),
-        ({"mesh__tensor": 3}, ["mesh", "3", f"{jax.device_count()} are present", "mesh.data=-1"]),
+        ({"mesh__tensor": 3}, ["mesh", "3", f"{jax.device_count()} are present", "set sizes that divide"]),
         ({"mesh__data": 0}, ["mesh", "at least 1"]),
         ({"mesh__fsdp": -1}, ["mesh", "one may be -1"]),
         ({"optimizer__weight_decay": 0.1}, ["optimizer.weight_decay", "adamw"]),
