@@ -152,17 +152,17 @@ class TextToImageEvaluator:
 
 def prepare(config: TextToImageRunConfig, run: RunDirectory | None) -> Experiment:
     """Reads the images, takes the run's tokenizers or makes them, and turns captions and images into tokens."""
-    made = run is not None and (run.tokenizer / RECORD).is_file()  # which is written last
+    kept = run.tokenizer if run is not None and (run.tokenizer / RECORD).is_file() else None  # which is written last
     # May refuse: before the images are prepared, which takes minutes.
-    images = ImageTokenizer.load(run.tokenizer) if run and made else ImageTokenizer.of_run(config.image_tokenizer)
+    images = ImageTokenizer.load(kept) if kept else ImageTokenizer.of_run(config.image_tokenizer)
     dataset = load_images(config.dataset)
     if images.config.channels != config.dataset.channels:
         raise UserError(
             f"image_tokenizer.run={config.image_tokenizer.run} is of images with {images.config.channels} channels, "
             f"those of {config.dataset.name} have {config.dataset.channels}; give one trained on {config.dataset.name}."
         )
-    if run and made:
-        tokenizer = load_text_tokenizer(run.tokenizer)
+    if kept:
+        tokenizer = load_text_tokenizer(kept)
     else:
         tokenizer = train_text_tokenizer(dataset.captions(), config.tokenizer)
         if run is not None:
