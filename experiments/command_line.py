@@ -16,6 +16,7 @@ It is then started with `--config=FILE.py:ARGUMENT --config.SECTION.KEY=VALUE --
 in these ends with one line on stderr and exit status 2, before main is called.
 """
 
+import contextlib
 import difflib
 import errno
 import inspect
@@ -155,7 +156,8 @@ def run_main(
         sys.exit(error.status)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # who read it has gone
+            sys.stdout.flush()
         os._exit(130)  # an end in good order would take XLA's memory from under the computation that it still is in
     except (OSError, RuntimeError) as error:  # from any library that writes datasets, caches or results
         if FULL not in str(error):

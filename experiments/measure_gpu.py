@@ -175,7 +175,7 @@ def _measure(name: str, several: list[list[str]], folder: Path, limit: float) ->
             if status == "done":
                 output.write(f"{shlex.join(['python', *words])}\n")
                 output.flush()
-                status = _run(words, output, limit - (time.monotonic() - begin))
+                status = _run(words, output, max(0.0, limit - (time.monotonic() - begin)))
     end = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
     result = {"result": json.loads(target.read_text())} if target.exists() else {}
     return {"status": status, "seconds": time.monotonic() - begin, "log": end, **result}
@@ -187,7 +187,7 @@ def _run(words: list[str], output: IO[str], limit: float) -> str:
         [sys.executable, *words], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        status = process.wait(max(limit, 0.0))
+        status = process.wait(limit)
         return f"failed with status {status}" if status else "done"
     except subprocess.TimeoutExpired:
         return f"ended after {limit:.0f} s"

@@ -1,6 +1,7 @@
 """A profile tells modules, phases and kinds of operations apart, and leaves nothing of the step out."""
 
 import jax
+import numpy as np
 import pytest
 
 from tests.made_files import tiny_config, write_pairs
@@ -39,6 +40,13 @@ def test_names_of_operations_are_read(opcode: str, path: str, found: Operation) 
 
 def test_the_update_is_told_by_its_program() -> None:
     assert operation("jit_update", "fusion", "jit(update)/mul") == Operation("update", "update", "the rest")
+
+
+def test_the_commonest_kind_of_batch_is_profiled() -> None:
+    stream = (np.full((2, length), number, np.int32) for number, length in enumerate((8, 5, 5, 8, 5, 8, 8)))
+    kind, chosen = profiling._commonest(({"tokens": array} for array in stream), 5)
+    assert kind == {"tokens": ((2, 5), "int32")}
+    assert [batch["tokens"][0, 0] for batch in chosen] == [1, 2, 4]
 
 
 def test_a_step_by_module(tmp_path) -> None:

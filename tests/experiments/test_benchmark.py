@@ -319,6 +319,18 @@ def test_a_peer_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
         environments.run([sys.executable, "-c", "print('last words'); exit(3)"], tmp_path / "peer.log")
 
 
+def test_peers_run_with_a_python_that_is_named_and_with_the_paths_of_this_one(tmp_path, monkeypatch):
+    """Where nothing can be installed, packages are carried along in a folder."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "carried_along.py").touch()
+    environments.run([sys.executable, "-c", "import carried_along, experiments"], tmp_path / "peer.log")
+    monkeypatch.setenv("TRANSFORMER_JAX_PEER_PYTHON", sys.executable)
+    assert environments.interpreter(tmp_path, "gpt") == Path(sys.executable)
+    monkeypatch.setenv("TRANSFORMER_JAX_PEER_PYTHON", "nowhere/python")
+    with pytest.raises(UserError, match="TRANSFORMER_JAX_PEER_PYTHON is nowhere/python, which is no program"):
+        environments.interpreter(tmp_path, "gpt")
+
+
 def test_peers_packages_stay_in_their_own_environments():
     """Scripts that peers run import nothing of the project, and nothing else in it imports a peer."""
     folder = CHECKOUT / "experiments" / "peers"

@@ -120,6 +120,7 @@ def test_evaluate_refuses_what_is_not_there(data, trained, tmp_path):
         (["--split=tset"], ["tset", "train, validation, test"]),
         (["--checkpoint=average:9"], ["average:9", "[20, 40, 60]"]),
         ([f"--files={data / 'train.en'},{data / 'test.de'}"], ["not aligned"]),
+        (["--files=a.en,b.de", "--split=test"], ["--files and --split=test: give one of them"]),
     ]:
         done = command("evaluate", trained, *words)
         assert done.returncode == 2

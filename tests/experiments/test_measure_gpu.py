@@ -48,6 +48,8 @@ def test_the_list_can_be_pasted():
     wrong = command("measure_gpu", "--list", "--only=bases")
     assert wrong.returncode == 2
     assert "no measurement bases" in wrong.stderr
+    nowhere = command("measure_gpu", "--list", "--tatoeba=nowhere")
+    assert (nowhere.returncode, "--tatoeba=nowhere: there is no such folder" in nowhere.stderr) == (2, True)
 
 
 def test_what_fails_or_takes_too_long_is_told_and_the_rest_goes_on(tmp_path, monkeypatch):

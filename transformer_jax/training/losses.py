@@ -41,8 +41,8 @@ def summed_cross_entropy(
 
     Works through ``chunk`` rows at a time and forms its gradients on the way. With e = exp(z - max) and the loss
     above, dz = w·(e/Σe - ε/V - (1-ε)·[target]): the scale w/Σe goes into the small matrices beside e, the other two
-    terms are of rank one and of N rows, so e is the only [chunk, V] array besides the logits, and rows of weight
-    zero (padding) are never computed.
+    terms are of rank one and of N rows, so e is the only [chunk, V] array besides the logits, and chunks of rows of
+    weight zero (padding) are never computed.
 
     Args: hidden [N, D]; table float32[V, D]; targets int32[N]; weights float32[N], each 0 or 1.
     Returns: the loss, and sums of "loss", "nll" and "tokens".
