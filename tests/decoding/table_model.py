@@ -43,22 +43,6 @@ class TableModel:
     def reorder(self, cache, parents):
         return {**cache, "history": jnp.take_along_axis(cache["history"], parents[:, :, None], axis=1)}
 
-    def refill(self, cache, fresh, rows):
-        return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new, mode="drop"), cache, fresh)
-
-
-@dataclass(frozen=True)
-class AlignedTableModel(TableModel):
-    """Without `refill`, and wrong unless all rows stand at one position, as a model without per-row
-    positions is.
-    """
-
-    refill = None
-
-    def step(self, params, cache, tokens):
-        aligned = {**cache, "position": jnp.broadcast_to(cache["position"][0], cache["position"].shape)}
-        return super().step(params, aligned, tokens)
-
 
 @dataclass(frozen=True)
 class AttendingTableModel(TableModel):

@@ -10,8 +10,10 @@ import pytest
 from flax import linen as nn
 
 from tests.decoding.test_batching import config, same
+from transformer_jax.decoding import beam
 from transformer_jax.decoding.batching import Decoder
 from transformer_jax.decoding.beam import BeamSearch, search
+from transformer_jax.decoding.ensemble import EnsembleDecoder
 from transformer_jax.decoding.interface import Requests
 from transformer_jax.decoding.scoring import Scorer
 from transformer_jax.errors import UserError
@@ -70,6 +72,28 @@ def test_batch_composition_does_not_change_a_translation(name):
     same([decoder.decode(params, [source])[0] for source in SOURCES], together)
     order = np.random.default_rng(1).permutation(len(SOURCES))
     same(decoder.decode(params, [SOURCES[i] for i in order]), [together[i] for i in order])
+
+
+@pytest.mark.parametrize("name", ["relative", "ensemble"])
+def test_what_has_too_few_slots_is_searched_anew(monkeypatch, name):
+    """Some beams have little in common: their sentences are given all the room there is, and nothing changes."""
+    models, all_params = zip(make("relative"), make("sinusoidal"), strict=True)
+    model, params = models[0].incremental(), all_params[0]
+    if name == "ensemble":
+        model, params = EnsembleDecoder(tuple(one.incremental() for one in models)), all_params
+    calls, original = [], Decoder._search
+
+    def recorded(self, params, sentences, widths, length, num_slots):
+        calls.append((len(sentences), length, num_slots))
+        return original(self, params, sentences, widths, length, num_slots)
+
+    monkeypatch.setattr(beam, "BRANCHES", 40)
+    expected = Decoder(model, SETTINGS).decode(params, SOURCES)
+    monkeypatch.setattr(Decoder, "_search", recorded)
+    monkeypatch.setattr(beam, "BRANCHES", 2)
+    same(Decoder(model, SETTINGS).decode(params, SOURCES), expected)
+    assert all(num_slots == length + 2 * 2 for _, length, num_slots in calls[:-1])
+    assert 0 < calls[-1][0] < len(SOURCES) and calls[-1][2] is None
 
 
 @pytest.mark.parametrize("name", ["sinusoidal", "lstm, luong"])

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from tests.models.test_transformer import histories, survivors
 from tests.models.tiny import QUICK, drawn_like, token_batch
+from transformer_jax.decoding.interface import replace_rows
 from transformer_jax.errors import UserError
 from transformer_jax.models import recurrence
 from transformer_jax.models.recurrent import RecurrentConfig, RecurrentEncoderDecoder
@@ -92,7 +93,7 @@ def test_a_refilled_row_starts_anew_among_older_ones(attention):
         cache = decoder.start(params, source[:2], 2, 8)
         for t in range(6):
             if t == 2:
-                cache = decoder.refill(cache, decoder.start(params, source[2:], 2, 8), jnp.array([1]))
+                cache = replace_rows(cache, decoder.start(params, source[2:], 2, 8), jnp.array([1]))
             logits, cache = decoder.step(params, cache, tokens[t])
         targets = np.concatenate([tokens[3:, 1], np.full((1, 2), 4)]).T.astype(np.int32)
         return logits[1], model.apply({"params": params}, np.repeat(source[2:], 2, axis=0), targets)[:, -1]

@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from tests.models.tiny import BASE, QUICK, random_parameters, run, tiny_config, token_batch
+from transformer_jax.decoding.interface import replace_rows
 from transformer_jax.errors import UserError
 from transformer_jax.models.layers import row_seeds
 from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, TransformerConfig
@@ -196,8 +197,8 @@ def survivors(steps: Any, parents: np.ndarray) -> np.ndarray:
     ids=str,
 )
 def test_a_refilled_row_starts_anew_among_older_ones(changes: dict[str, Any]) -> None:
-    """Row 1 ends after three of five steps and is replaced, so its slots go round the end of the cache; its
-    neighbour goes on. Both get what the whole forward pass gives."""
+    """Row 1 ends after three of five steps and is replaced, so its slots are free again; its neighbour goes
+    on. Both get what the whole forward pass gives."""
     config = tiny_config(**{**BASE, **changes})
     model, params = EncoderDecoder(config), random_parameters(config)
     decoder, width, steps = IncrementalDecoder(model), 2, 5
@@ -210,7 +211,7 @@ def test_a_refilled_row_starts_anew_among_older_ones(changes: dict[str, Any]) ->
         fresh = decoder.start(params, source[2:], width, steps)
         step = lambda cache, fed: decoder.step(params, cache, fed)[::-1]
         cache, first = jax.lax.scan(step, cache, tokens[:3])
-        cache = decoder.refill(cache, fresh, jnp.array([1]))
+        cache = replace_rows(cache, fresh, jnp.array([1]))
         _, second = jax.lax.scan(step, cache, tokens[3:])
         targets = lambda fed: np.pad(fed[1:], ((0, 1), (0, 0))).T  # what is fed, shifted back
         whole = [

@@ -31,6 +31,7 @@ from transformer_jax.decoding.interface import (
     Params,
     Requests,
     Search,
+    replace_rows,
 )
 from transformer_jax.decoding.sampling import Sampling
 from transformer_jax.errors import UserError
@@ -84,7 +85,15 @@ def length_groups(lengths: Iterable[int], limit: int) -> dict[int, list[int]]:
     return groups
 
 
-def drain(search: Search, params: Params, queue: Requests, count: Array, num_rows: int, length: int) -> Hypotheses:
+def drain(
+    search: Search,
+    params: Params,
+    queue: Requests,
+    count: Array,
+    num_rows: int,
+    length: int,
+    num_slots: int | None,
+) -> Hypotheses:
     """Decodes the first count[0] sentences of a queue of Q; pure and jittable.
 
     Args:
@@ -92,16 +101,17 @@ def drain(search: Search, params: Params, queue: Requests, count: Array, num_row
       count: int32[1].
       num_rows: sentences that search at a time.
       length: tokens an output may have.
+      num_slots: as for `Search.start`.
     Returns: hypotheses with leading axis Q.
     """
     R, Q, total = num_rows, queue.seed.shape[0], count[0]
-    refill = max(1, R // REFILL_FRACTION) if search.can_refill else R
+    refill = max(1, R // REFILL_FRACTION)
     tail = R // 2 if R >= 2 * LEAST_TAIL else 0
 
     def take(first: Array) -> tuple[Array, Any]:
         index = first + jnp.arange(refill, dtype=jnp.int32)
         chosen = jax.tree.map(lambda leaf: leaf[jnp.minimum(index, Q - 1)], queue)
-        return jnp.where(index < total, index, Q), search.start(params, chosen, length)
+        return jnp.where(index < total, index, Q), search.start(params, chosen, length, num_slots)
 
     def running(state: Any, owner: Array) -> Array:
         return search.active(state) & (owner < Q)
@@ -115,7 +125,7 @@ def drain(search: Search, params: Params, queue: Requests, count: Array, num_row
         rows = jnp.argsort(~free, stable=True)[:refill].astype(jnp.int32)
         rows = jnp.where(free[rows] & (taken < Q), rows, R)
         owner = jnp.where(free, Q, owner).at[rows].set(taken, mode="drop")
-        return search.refill(state, fresh, rows), owner, head + refill, results
+        return replace_rows(state, fresh, rows), owner, head + refill, results
 
     def advance(carry: tuple) -> tuple:
         state, owner, head, results = carry
@@ -135,7 +145,7 @@ def drain(search: Search, params: Params, queue: Requests, count: Array, num_row
         return (head < total) | (jnp.sum(running(state, owner)) > tail)
 
     first = jax.tree.map(lambda leaf: leaf[jnp.zeros(R, jnp.int32)], queue)
-    shapes = jax.eval_shape(lambda params, first: search.start(params, first, length), params, first)
+    shapes = jax.eval_shape(lambda params, first: search.start(params, first, length, num_slots), params, first)
     empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     N = search.num_hypotheses
     nothing = jnp.full((Q, N), -jnp.inf)
@@ -152,7 +162,7 @@ def drain(search: Search, params: Params, queue: Requests, count: Array, num_row
     return store(state, owner, results)
 
 
-@partial(jax.jit, static_argnames=("search", "mesh", "axes", "num_rows", "length"))
+@partial(jax.jit, static_argnames=("search", "mesh", "axes", "num_rows", "length", "num_slots"))
 def drain_on_mesh(
     search: Search,
     params: Params,
@@ -163,9 +173,10 @@ def drain_on_mesh(
     axes: tuple[str, ...],
     num_rows: int,
     length: int,
+    num_slots: int | None,
 ) -> Hypotheses:
     """`drain` of each device's part of the queue, on that device; count int32[devices], num_rows on each."""
-    run = partial(drain, search, num_rows=num_rows, length=length)
+    run = partial(drain, search, num_rows=num_rows, length=length, num_slots=num_slots)
     if not axes:
         return run(params, queue, count)
     specs = {"in_specs": (P(), P(axes), P(axes)), "out_specs": P(axes)}
@@ -270,10 +281,10 @@ class Decoder:
         )
         found: list[list[Hypothesis]] = [[] for _ in sources]
 
-        def search(source_length: int, members: list[int], length: int) -> list[int]:
-            """Fills in what is found for some sentences; returns those whose search ``length`` tokens cut short."""
+        def search(source_length: int, members: list[int], length: int, num_slots: int | None) -> list[int]:
+            """Fills in what is found for some sentences; returns those whose search had too little room."""
             widths = (source_length, 1, prefix_length, 2)
-            results = self._search(params, [values[i] for i in members], widths, length)
+            results = self._search(params, [values[i] for i in members], widths, length, num_slots)
             unfinished = []
             for i, (result, row) in zip(members, results, strict=True):
                 found[i] = hypotheses(result, row)
@@ -282,22 +293,22 @@ class Decoder:
             return unfinished
 
         # Each step costs in proportion to the room of the whole batch, and most outputs need far less than they may
-        # have. So all are tried in little room first, from short sources to long; those that it does not hold join
-        # the next longer ones, and the last get all the room there is.
+        # have, as do most beams. So all are tried in little room first, from short sources to long; those that it does
+        # not hold join the next longer ones, and the last get all the room there is.
         room = lambda source_length: min(config.max_target_length, config.output_limit(source_length) + prefix_length)
         follows = config.max_length_factor > 0  # else the length of an output has nothing to do with its source's
         spare = SPARE + prefix_length if follows else config.max_target_length
         unfinished: list[int] = []
         for source_length, members in sorted(length_groups(map(len, ended), config.max_source_length).items()):
             little = min(room(source_length), source_length + spare)
-            unfinished = search(source_length, members + unfinished, little)
-            longest, enough = source_length, little == room(source_length)
-        if unfinished and not enough:
-            search(longest, unfinished, room(longest))
+            unfinished = search(source_length, members + unfinished, little, self.search.usual_slots(little))
+            longest = source_length
+        if unfinished:
+            search(longest, unfinished, room(longest), None)
         return found
 
     def _search(
-        self, params: Params, sentences: Sequence[tuple], widths: tuple[int, ...], length: int
+        self, params: Params, sentences: Sequence[tuple], widths: tuple[int, ...], length: int, num_slots: int | None
     ) -> Iterator[tuple[Hypotheses, int]]:
         """Yields for each sentence the result of its queue, and its place there; ``widths`` are those of `Requests`."""
         num_rows = self.config.batch_size
@@ -327,6 +338,7 @@ class Decoder:
                 axes=self._axes,
                 num_rows=num_rows // self.num_devices,
                 length=length,
+                num_slots=num_slots,
             )
             result = fetch(found)
             yield from ((result, row) for row in places)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from transformer_jax.decoding.interface import Cache, Params, RefillableDecodable
+from transformer_jax.decoding.interface import Cache, Decodable, Params, SharingDecodable, start_cache
 
 
 def mean_log_probs(logits: Sequence[Array]) -> Array:
@@ -24,16 +24,19 @@ def mean_log_probs(logits: Sequence[Array]) -> Array:
 
 @dataclass(frozen=True)
 class EnsembleDecoder:
-    """A `RefillableDecodable` of models with one vocabulary; parameters and caches are tuples, one for each.
+    """A `SharingDecodable` of models with one vocabulary; parameters and caches are tuples, one for each.
 
     Its logits are log 1/M Σ_m p_m(y | y_<, x), in natural logarithms: a mixture at every token.
     """
 
-    models: tuple[RefillableDecodable, ...]
+    models: tuple[Decodable, ...]
 
-    def start(self, params: Params, source: Array, beam_size: int, max_length: int) -> Cache:
+    def start(
+        self, params: Params, source: Array, beam_size: int, max_length: int, num_slots: int | None = None
+    ) -> Cache:
         return tuple(
-            model.start(own, source, beam_size, max_length) for model, own in zip(self.models, params, strict=True)
+            start_cache(model, own, source, beam_size, max_length, num_slots)
+            for model, own in zip(self.models, params, strict=True)
         )
 
     def step(self, params: Params, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
@@ -43,6 +46,9 @@ class EnsembleDecoder:
     def reorder(self, cache: Cache, parents: Array) -> Cache:
         return tuple(model.reorder(part, parents) for model, part in zip(self.models, cache, strict=True))
 
-    def refill(self, cache: Cache, fresh: Cache, rows: Array) -> Cache:
-        parts = zip(self.models, cache, fresh, strict=True)
-        return tuple(model.refill(part, new, rows) for model, part, new in parts)
+    def has_room(self, cache: Cache) -> Array:
+        """bool[B]: whether all models that share slots have some for one more token of every beam."""
+        enough = jnp.ones(len(jax.tree.leaves(cache)[0]), bool)
+        for model, part in zip(self.models, cache, strict=True):
+            enough &= model.has_room(part) if isinstance(model, SharingDecodable) else True
+        return enough

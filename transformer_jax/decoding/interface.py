@@ -20,8 +20,8 @@ NEVER_GENERATED = (PAD_ID, UNK_ID, BOS_ID)
 class Decodable(Protocol):
     """A model that can be decoded one token at a time; all three are pure and jittable.
 
-    The cache is a pytree whose every leaf has the leading axis B, so that rows can be gathered without
-    knowing it.
+    The cache is a pytree whose every leaf has the leading axis B, so that rows can be gathered, and a finished one
+    replaced by another, without knowing it: each row stands at a position of its own.
     """
 
     def start(self, params: Params, source: Array, beam_size: int, max_length: int) -> Cache:
@@ -30,12 +30,12 @@ class Decodable(Protocol):
         """
 
     def step(self, params: Params, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
-        """Feeds tokens int32[B, K] (BOS first) at the cache's position; returns logits float32[B, K, V],
+        """Feeds tokens int32[B, K] (BOS first) at each row's position; returns logits float32[B, K, V],
         cache.
         """
 
     def reorder(self, cache: Cache, parents: Array) -> Cache:
-        """The cache in which beam k continues beam parents[b, k], int32[B, K]."""
+        """The cache in which beam k continues beam parents[b, k], int32[B, k]; at most as many as room was made for."""
 
 
 @runtime_checkable
@@ -47,17 +47,18 @@ class AttendingDecodable(Decodable, Protocol):
 
 
 @runtime_checkable
-class RefillableDecodable(Decodable, Protocol):
-    """A `Decodable` whose rows may stand at different positions, so that a finished one can make room for
-    another.
+class SharingDecodable(Decodable, Protocol):
+    """A `Decodable` whose beams share slots for what they have in common, so that a search may be started with fewer
+    than each beam could fill.
     """
 
-    def refill(self, cache: Cache, fresh: Cache, rows: Array) -> Cache:
-        """The cache in which row rows[i] is row i of ``fresh``, at its first token; rows beyond the last are
-        dropped.
+    def start(
+        self, params: Params, source: Array, beam_size: int, max_length: int, num_slots: int | None = None
+    ) -> Cache:
+        """As `Decodable.start`, with ``num_slots`` for the tokens of all beams of a row; None: K · max_length."""
 
-        ``rows`` is int32[r]; ``fresh`` has r rows.
-        """
+    def has_room(self, cache: Cache) -> Array:
+        """bool[B]: whether there are slots for one more token of every beam."""
 
 
 class Hypotheses(NamedTuple):
@@ -95,12 +96,12 @@ class Search(Protocol):
     def num_hypotheses(self) -> int:
         """N: how many hypotheses a sentence has in the result."""
 
-    @property
-    def can_refill(self) -> bool:
-        """Whether rows of one state may stand at different positions."""
+    def usual_slots(self, length: int) -> int | None:
+        """How many slots nearly all rows can do with for outputs of ``length`` tokens; None for what any needs."""
 
-    def start(self, params: Params, requests: Requests, length: int) -> Any:
-        """The state before the first token, with room for ``length`` tokens a hypothesis.
+    def start(self, params: Params, requests: Requests, length: int, num_slots: int | None = None) -> Any:
+        """The state before the first token, or after it, with room for ``length`` tokens a hypothesis, and for
+        ``num_slots`` in all; None for what any row needs.
 
         A request may allow more than that; the search of a row that uses up the room then stops unfinished.
         """
@@ -114,20 +115,16 @@ class Search(Protocol):
     def result(self, state: Any) -> Hypotheses:
         """What has been found."""
 
-    def refill(self, state: Any, fresh: Any, rows: Array) -> Any:
-        """The state in which row rows[i] is row i of ``fresh``; rows beyond the last are dropped."""
+
+def start_cache(
+    model: Decodable, params: Params, source: Array, beam_size: int, max_length: int, num_slots: int | None
+) -> Cache:
+    """`Decodable.start`, with ``num_slots`` if the model's beams share slots."""
+    if isinstance(model, SharingDecodable):
+        return model.start(params, source, beam_size, max_length, num_slots)
+    return model.start(params, source, beam_size, max_length)
 
 
 def replace_rows(tree: Any, fresh: Any, rows: Array) -> Any:
     """Every leaf with its row rows[i] replaced by row i of ``fresh``; rows beyond the last are dropped."""
     return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new, mode="drop"), tree, fresh)
-
-
-def replace_state(model: Decodable, state: Any, fresh: Any, rows: Array) -> Any:
-    """`Search.refill` for a state that is a NamedTuple with a field ``cache``."""
-    if isinstance(model, RefillableDecodable):
-        cache = model.refill(state.cache, fresh.cache, rows)
-    else:
-        cache = replace_rows(state.cache, fresh.cache, rows)
-    rest = replace_rows(state._replace(cache=None), fresh._replace(cache=None), rows)
-    return rest._replace(cache=cache)

@@ -20,9 +20,7 @@ from transformer_jax.decoding.interface import (
     Decodable,
     Hypotheses,
     Params,
-    RefillableDecodable,
     Requests,
-    replace_state,
 )
 from transformer_jax.errors import UserError
 
@@ -78,7 +76,10 @@ class Sampling:
     num_hypotheses: int
     min_length: int
 
-    def start(self, params: Params, requests: Requests, length: int) -> SampleState:
+    def usual_slots(self, length: int) -> None:
+        """Samples have no tokens in common."""
+
+    def start(self, params: Params, requests: Requests, length: int, num_slots: int | None = None) -> SampleState:
         B, K = requests.source.shape[0], self.num_hypotheses
         return SampleState(
             cache=self.model.start(params, requests.source, K, length),
@@ -94,13 +95,6 @@ class Sampling:
 
     def result(self, state: SampleState) -> Hypotheses:
         return Hypotheses(state.tokens, state.log_probs, state.log_probs, state.ended.all(axis=1))
-
-    @property
-    def can_refill(self) -> bool:
-        return isinstance(self.model, RefillableDecodable)
-
-    def refill(self, state: SampleState, fresh: SampleState, rows: Array) -> SampleState:
-        return replace_state(self.model, state, fresh, rows)
 
     def step(self, params: Params, state: SampleState) -> SampleState:
         requests = state.requests

@@ -6,13 +6,13 @@ Notation: B batch, T length, S prompt length, D d_model, V vocabulary, K beams.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from transformer_jax.models.attention import MASKED, own_segment
 from transformer_jax.models.layers import UNLIKELY, Embedding, Seeds, draw_normal, dropout, linear_logits, need
 from transformer_jax.models.positions import positions_in, sinusoidal
+from transformer_jax.models.slots import Slots
 from transformer_jax.models.taps import Network, tap
 from transformer_jax.models.tokens import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, plain, unroll
@@ -103,12 +103,13 @@ class LanguageModel(Network):
     def __call__(self, inputs: Array, segments: Array | None = None, seeds: Seeds = None) -> Array:
         return self.logits(self.hidden(inputs, segments, seeds))
 
-    def start(self, prompt: Array, beam_size: int, max_length: int) -> Cache:
+    def start(self, prompt: Array, beam_size: int, max_length: int, num_slots: int | None = None) -> Cache:
         """The cache after all of each prompt but its last token, with room for max_length tokens of K beams.
 
         Args: prompt: int32[B, S], each of at least one token, then one token that is not read (decoding ends every
           source), then zeros.
-        Returns: a tree whose every leaf has the leading axis B. A prompt lies once in the cache, whatever K.
+        Returns: a tree whose every leaf has the leading axis B. A prompt lies once in the cache, whatever K, in slots
+          before those that the beams share (`Slots`).
         """
         c, (B, S) = self.config, prompt.shape
         x = self._embed(prompt, jnp.arange(S), None)
@@ -118,55 +119,43 @@ class LanguageModel(Network):
         position_bias = self.decoder.position_bias(distance)
         bias = bias if position_bias is None else bias + position_bias
         rotations = positions if c.positions == "rotary" else None
-        room = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.activation_dtype)
+        M = num_slots or max_length * beam_size
+        room = jnp.zeros((B, c.kv_heads, M, c.head_dim), c.activation_dtype)
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             x, key, value = layer.prefill(x, bias, rotations)
             keys = jnp.swapaxes(jnp.concatenate([key, room], axis=2), 2, 3)
             layers[f"layer_{i}"] = {"key": keys, "value": jnp.concatenate([value, room], axis=2)}
         length = jnp.sum(prompt != 0, axis=1) - 1
+        slots, prefilled = jnp.arange(S + M), length - 1
+        seen = jnp.broadcast_to((slots < prefilled[:, None])[:, None], (B, beam_size, S + M))
         return {
-            "clock": jnp.zeros(B, jnp.int32),
-            "index": jnp.zeros(B, jnp.int32),
-            "ancestry": jnp.zeros((B, beam_size, max_length), jnp.int32),
-            "prefilled": length - 1,
+            "position": prefilled,
+            "slots": Slots(seen, jnp.broadcast_to(slots, (B, S + M))),
             "pending": jnp.take_along_axis(prompt, length[:, None] - 1, axis=1)[:, 0],
             "layers": layers,
         }
 
     def step(self, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
-        """Feeds tokens int32[B, K] at the cache's position; returns logits float32[B, K, V] and the new cache.
+        """Feeds tokens int32[B, K] at each row's position; returns logits float32[B, K, V] and the new cache.
 
-        What is fed first is ignored for the last token of the prompt. Slots, clock and ancestry are those of
-        `EncoderDecoder.step`; the prompt's slots come before them.
+        What is fed first is ignored for the last token of the prompt.
         """
-        c, clock, index, prefilled = self.config, cache["clock"][0], cache["index"], cache["prefilled"]
-        B, K, T = cache["ancestry"].shape
-        S = cache["layers"]["layer_0"]["value"].shape[2] - T * K
-        tokens = jnp.where(index[:, None] == 0, cache["pending"][:, None], tokens)
-        slot, own = clock % T, jnp.broadcast_to(jnp.arange(K)[:, None], (B, K, 1))
-        ancestry = jax.lax.dynamic_update_slice(cache["ancestry"], own, (0, 0, slot))
-        steps_ago = (clock - jnp.arange(T)) % T
-        seen = (steps_ago <= index[:, None])[:, None, :, None] & (ancestry[..., None] == jnp.arange(K))
-        prompt_seen = (jnp.arange(S) < prefilled[:, None])[:, None, :]
-        seen = jnp.concatenate([jnp.broadcast_to(prompt_seen, (B, K, S)), seen.reshape(B, K, T * K)], axis=2)
-        bias = jnp.where(seen, 0.0, MASKED)[:, None]
-        position = prefilled + index
-        distance = jnp.concatenate([jnp.arange(S) - position[:, None], jnp.tile(-steps_ago, (B, 1))], axis=1)
-        position_bias = self.decoder.position_bias(distance[:, None, :])
-        if position_bias is not None:
-            own_slots = jnp.repeat(position_bias[..., S:], K, axis=-1)
-            bias = bias + jnp.concatenate([position_bias[..., :S], own_slots], axis=-1)
+        c, position, pending = self.config, cache["position"], cache["pending"]
+        tokens = jnp.where(pending[:, None] != PAD_ID, pending[:, None], tokens)
+        slots, chosen = cache["slots"].take(position)
+        bias = jnp.where(slots.seen, 0.0, MASKED)[:, None]
+        position_bias = self.decoder.position_bias((slots.position - position[:, None])[:, None, :])
+        bias = bias if position_bias is None else bias + position_bias
         # A finished row that waits to be refilled steps beyond the last position; what it computes is not used.
-        position = jnp.minimum(position, c.max_length - 1)
-        x = self._embed(tokens, jnp.broadcast_to(position[:, None], (B, K)), None)
+        positions = jnp.broadcast_to(jnp.minimum(position, c.max_length - 1)[:, None], tokens.shape)
+        x = self._embed(tokens, positions, None)
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             name = f"layer_{i}"
-            x, layers[name] = layer.step(x, cache["layers"][name], S + slot * K, position, bias, None)
-        x = self.decoder.finish(x)
-        new = {"clock": cache["clock"] + 1, "index": index + 1, "ancestry": ancestry, "layers": layers}
-        return self.logits(x), {**cache, **new}
+            x, layers[name] = layer.step(x, cache["layers"][name], chosen, positions[:, 0], bias, None)
+        new = {"position": position + 1, "slots": slots, "pending": jnp.zeros_like(pending), "layers": layers}
+        return self.logits(self.decoder.finish(x)), new
 
 
 def initial_parameters(model: LanguageModel, rng: Array) -> Any:
@@ -188,33 +177,16 @@ class IncrementalLanguageModel:
         model = self.model.clone(config=plain(self.model.config))
         return model.apply({"params": unroll(params)}, *args, method=method)
 
-    def start(self, params: Params, source: Array, beam_size: int, max_length: int) -> Cache:
-        return self._apply(params, source, beam_size, max_length, method="start")
+    def start(
+        self, params: Params, source: Array, beam_size: int, max_length: int, num_slots: int | None = None
+    ) -> Cache:
+        return self._apply(params, source, beam_size, max_length, num_slots, method="start")
 
     def step(self, params: Params, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
         return self._apply(params, cache, tokens, method="step")
 
     def reorder(self, cache: Cache, parents: Array) -> Cache:
-        """Beam k goes on from beam parents[b, k]: only the ancestry table changes."""
-        return {**cache, "ancestry": jnp.take_along_axis(cache["ancestry"], parents[:, :, None], axis=1)}
+        return {**cache, "slots": cache["slots"].reorder(parents)}
 
-    def refill(self, cache: Cache, fresh: Cache, rows: Array) -> Cache:
-        """The cache in which row rows[i] is row i of ``fresh``; rows beyond the last are dropped.
-
-        Of keys and values only the prompt's are replaced: the other slots of the old row are out of sight.
-        """
-        _, K, T = cache["ancestry"].shape
-
-        def replace(path: Any, leaf: Array, new: Array) -> Array:
-            name = path[-1].key
-            if name in ("clock", "ancestry"):
-                return leaf
-            if name == "value":
-                S = leaf.shape[2] - T * K
-                return leaf.at[rows, :, :S].set(new[:, :, :S], mode="drop")
-            if name == "key":
-                S = leaf.shape[3] - T * K
-                return leaf.at[rows, :, :, :S].set(new[..., :S], mode="drop")
-            return leaf.at[rows].set(new, mode="drop")
-
-        return jax.tree_util.tree_map_with_path(replace, cache, fresh)
+    def has_room(self, cache: Cache) -> Array:
+        return cache["slots"].has_room()

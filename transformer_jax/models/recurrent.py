@@ -388,7 +388,7 @@ class RecurrentEncoderDecoder(Seq2Seq):
 
 @dataclass(frozen=True)
 class RecurrentDecoder:
-    """The decode interface (start, step, reorder, refill) of a `RecurrentEncoderDecoder`, as pure functions of its
+    """The decode interface (start, step, reorder) of a `RecurrentEncoderDecoder`, as pure functions of its
     parameters."""
 
     model: RecurrentEncoderDecoder
@@ -403,10 +403,6 @@ class RecurrentDecoder:
         """Beam k goes on from beam parents[b, k]: the states move; what is remembered of the source is every beam's."""
         move = lambda leaf: jnp.take_along_axis(leaf, parents[:, :, None], axis=1)
         return {**cache, "state": jax.tree.map(move, cache["state"])}
-
-    def refill(self, cache: Cache, fresh: Cache, rows: Array) -> Cache:
-        """The cache in which row rows[i] is row i of ``fresh``; rows beyond the last are dropped."""
-        return jax.tree.map(lambda leaf, new: leaf.at[rows].set(new, mode="drop"), cache, fresh)
 
 
 class AttendingRecurrentDecoder(RecurrentDecoder):

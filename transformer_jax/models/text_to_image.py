@@ -17,6 +17,7 @@ from jax import Array
 
 from transformer_jax.models.attention import MASKED
 from transformer_jax.models.layers import Embedding, Seeds, dropout, need, operands
+from transformer_jax.models.slots import Slots
 from transformer_jax.models.taps import Network, tap
 from transformer_jax.models.tokens import BOS_ID
 from transformer_jax.models.transformer import BlockConfig, Cache, Params, Stack, plain, unroll
@@ -141,7 +142,7 @@ class TextToImage(Network):
         self.decoder = Stack(c, c.num_layers, causal=False, has_memory=False, own_bias=True)
 
     def _embed(self, tokens: Array, positions: Array, seeds: Seeds) -> Array:
-        """tokens int32[B, T] at positions int32[T] -> [B, T, D]."""
+        """tokens int32[B, T] at positions int32[T] or int32[B, T] -> [B, T, D]."""
         c = self.config
         places = (self.row_positions()[:, None] + self.column_positions()).reshape(c.image_length, c.d_model)
         table = jnp.concatenate([self.text_embedding(), self.image_embedding()])
@@ -161,7 +162,7 @@ class TextToImage(Network):
         return self.text_output(), self.image_output()
 
     def logits(self, hidden: Array, positions: Array) -> Array:
-        """[B, T, D] at positions int32[T] -> float32[B, T, V]; -1e9 for what cannot follow there."""
+        """[B, T, D] at positions int32[T] or int32[B, T] -> float32[B, T, V]; -1e9 for what cannot follow there."""
         dtype = self.config.product_dtype
         hidden, table = operands(hidden.astype(dtype), jnp.concatenate(self.output_tables()).astype(dtype))
         logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
@@ -188,51 +189,42 @@ class TextToImage(Network):
         c, (B, S) = self.config, (source.shape[0], self.config.text_length)
         x = self._embed(source[:, :S], jnp.arange(S), None)
         bias = jnp.where(np.tri(S, dtype=bool), 0.0, MASKED)
-        room = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.activation_dtype)
+        M = max_length * beam_size
+        room = jnp.zeros((B, c.kv_heads, M, c.head_dim), c.activation_dtype)
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             x, key, value = layer.prefill(x, bias, None)
             keys = jnp.swapaxes(jnp.concatenate([key, room], axis=2), 2, 3)
             layers[f"layer_{i}"] = {"key": keys, "value": jnp.concatenate([value, room], axis=2)}
+        slots = jnp.arange(S + M)
+        seen = jnp.broadcast_to(slots < S, (B, beam_size, S + M))
         return {
-            "index": jnp.zeros(B, jnp.int32),
-            "ancestry": jnp.zeros((B, beam_size, max_length), jnp.int32),
+            "position": jnp.full(B, S),
+            "slots": Slots(seen, jnp.broadcast_to(slots, (B, S + M))),
             "pending": source[:, S],
             "layers": layers,
         }
 
     def step(self, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
-        """Feeds tokens int32[B, K] at the cache's position; returns logits float32[B, K, V] and the new cache.
+        """Feeds tokens int32[B, K] at each row's position; returns logits float32[B, K, V] and the new cache.
 
-        What is fed first is ignored for the last token of the caption. All rows stand at the same position. Beams
-        never move: ``ancestry[b, k, t]`` names the beam under which slot t of beam k's history was written.
+        What is fed first is ignored for the last token of the caption.
         """
-        c, index, S = self.config, cache["index"][0], self.config.text_length
-        B, K, T = cache["ancestry"].shape
-        own = jnp.broadcast_to(jnp.arange(K)[:, None], (B, K, 1))
-        ancestry = jax.lax.dynamic_update_slice(cache["ancestry"], own, (0, 0, index))
+        c, index = self.config, cache["position"]
+        slots, chosen = cache["slots"].take(index)
+        tokens = jnp.where(index[:, None] == c.text_length, cache["pending"][:, None], tokens)
         # Beyond the last position nothing that is computed is used.
-        position = jnp.minimum(S + index, c.max_length - 1)
-        x = self._embed(jnp.where(index == 0, cache["pending"][:, None], tokens), position[None], None)
-        # Slot t holds what stands at position S + t.
-        masks = attention_masks(c)
-        masks = np.pad(masks, ((0, 0), (0, 0), (0, max(0, S + T - c.max_length))))[:, :, : S + T]
-        seen = jnp.asarray(masks)[:, position]
-        beams = ancestry[..., None] == jnp.arange(K)
+        position = jnp.minimum(index, c.max_length - 1)
+        x = self._embed(tokens, jnp.broadcast_to(position[:, None], tokens.shape), None)
+        masks = jnp.asarray(attention_masks(c))[:, position]  # [L, B, positions]
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             name = f"layer_{i}"
-            slots = (seen[i, S:, None] & beams).reshape(B, K, T * K)
-            text = jnp.broadcast_to(seen[i, :S], (B, K, S))
-            bias = jnp.where(jnp.concatenate([text, slots], axis=2), 0.0, MASKED)[:, None]
-            x, layers[name] = layer.step(x, cache["layers"][name], S + index * K, cache["index"], bias, None)
-        x = self.decoder.finish(x)
-        return self.logits(x, position[None]), {
-            **cache,
-            "index": cache["index"] + 1,
-            "ancestry": ancestry,
-            "layers": layers,
-        }
+            in_sight = jnp.take_along_axis(masks[i], jnp.minimum(slots.position, c.max_length - 1), axis=1)
+            bias = jnp.where(slots.seen & in_sight[:, None], 0.0, MASKED)[:, None]
+            x, layers[name] = layer.step(x, cache["layers"][name], chosen, index, bias, None)
+        logits = self.logits(self.decoder.finish(x), position[:, None])
+        return logits, {**cache, "position": index + 1, "slots": slots, "layers": layers}
 
 
 @dataclass(frozen=True)
@@ -252,5 +244,4 @@ class IncrementalTextToImage:
         return self._apply(params, cache, tokens, method="step")
 
     def reorder(self, cache: Cache, parents: Array) -> Cache:
-        """Beam k goes on from beam parents[b, k]: only the ancestry table changes."""
-        return {**cache, "ancestry": jnp.take_along_axis(cache["ancestry"], parents[:, :, None], axis=1)}
+        return {**cache, "slots": cache["slots"].reorder(parents)}

@@ -19,6 +19,7 @@ from transformer_jax.models.attention import MASKED, MultiHeadAttention, own_seg
 from transformer_jax.models.layers import Embedding, Norm, Seeds, Weights, at_use, dropout, fold_in, need, product
 from transformer_jax.models.positions import RelativeBias, alibi, positions_in, sinusoidal
 from transformer_jax.models.seq2seq import Segments, Seq2Seq, Tying, check_tying, shifted
+from transformer_jax.models.slots import Slots, write
 from transformer_jax.models.taps import COLLECTION, tap, tapped
 from transformer_jax.models.tokens import BOS_ID, PAD_ID
 
@@ -254,23 +255,19 @@ class Layer(nn.Module):
         return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, None), None), kept["key"], kept["value"]
 
     def step(
-        self, x: Array, cache: Cache, first: Array, positions: Array, self_bias: Array, cross_bias: Array | None
+        self, x: Array, cache: Cache, chosen: Array, positions: Array, self_bias: Array, cross_bias: Array | None
     ) -> tuple[Array, Cache]:
-        """One position of K beams x[B, K, D]; keys and values of every beam stay in the slot they were written to.
+        """One position of K beams x[B, K, D], whose keys and values are written to the slots ``chosen`` int32[B, K].
 
-        ``first`` int32[]: the first of the K slots of the cache that this step is written to; ``positions`` int32[B]:
-        where each row stands. Cross-attention where the cache has keys for it.
+        ``positions`` int32[B]: where each row stands. Cross-attention where the cache has keys for it.
         """
         c, cache = self.config, dict(cache)
 
         def self_attention(h: Array) -> Array:
             rotations = positions[:, None, None] if c.positions == "rotary" else None
             q, key, value = self.self_attention.project(h, rotations)
-            # Kept in the very layout in which they are used, or XLA copies the whole cache at every step.
-            key = jax.lax.dynamic_update_slice(cache["key"], jnp.swapaxes(key, 2, 3), (0, 0, 0, first))
-            value = jax.lax.dynamic_update_slice(cache["value"], value, (0, 0, first, 0))
-            cache["key"], cache["value"] = key, value
-            return self.self_attention.attend(q, jnp.swapaxes(key, 2, 3), value, self_bias)
+            cache["key"], cache["value"] = write(cache["key"], cache["value"], chosen, key, value)
+            return self.self_attention.attend(q, jnp.swapaxes(cache["key"], 2, 3), cache["value"], self_bias)
 
         def cross_attention(h: Array) -> Array:
             q = self.cross_attention.query(h)
@@ -445,60 +442,38 @@ class EncoderDecoder(Seq2Seq):
         seeds = fold_in(seeds, "decoder")
         return self.decoder(self._embed("target", inputs, first, seeds, cut), own, memory, cross_bias, seeds)
 
-    def start(self, source: Array, beam_size: int, max_length: int) -> Cache:
+    def start(self, source: Array, beam_size: int, max_length: int, num_slots: int | None = None) -> Cache:
         """The cache before the first token: cross-attention keys and values of source int32[B, S], empty slots for
-        max_length tokens of K beams. Every leaf has the leading axis B."""
+        max_length tokens of K beams, which share them (`Slots`). Every leaf has the leading axis B."""
         c = self.config
         self.check_length("decoding up to", max_length, "lower the first, or raise the second.")
         memory, cross_bias = self.encode(source)
-        B = source.shape[0]
-        values = jnp.zeros((B, c.kv_heads, max_length * beam_size, c.head_dim), c.activation_dtype)
+        B, M = source.shape[0], num_slots or beam_size * max_length
+        values = jnp.zeros((B, c.kv_heads, M, c.head_dim), c.activation_dtype)
         keys = jnp.swapaxes(values, 2, 3)
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             key, value = layer.cross_attention.keys_values(memory)
             # Keys as [B, G, head_dim, S]: the scores' product reads them row by row.
             layers[f"layer_{i}"] = {"key": keys, "value": values, "cross_key": key.swapaxes(2, 3), "cross_value": value}
-        return {
-            "clock": jnp.zeros(B, jnp.int32),
-            "index": jnp.zeros(B, jnp.int32),
-            "ancestry": jnp.zeros((B, beam_size, max_length), jnp.int32),
-            "cross_bias": cross_bias,
-            "layers": layers,
-        }
+        slots = Slots.empty(B, beam_size, M)
+        return {"index": jnp.zeros(B, jnp.int32), "slots": slots, "cross_bias": cross_bias, "layers": layers}
 
     def step(self, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
-        """Feeds tokens int32[B, K] at the cache's position; returns logits float32[B, K, V] and the new cache.
-
-        Beams never move: ``ancestry[b, k, t]`` names the beam under which slot t of beam k's history was written, and
-        a mask makes each beam see its own. All rows write the same slot, ``clock`` modulo T, but each stands at its
-        own position ``index``: it sees that many slots back, so rows can be refilled while the others go on.
-        """
-        clock, index = cache["clock"][0], cache["index"]
-        B, K, T = cache["ancestry"].shape
-        slot = clock % T
-        own = jnp.broadcast_to(jnp.arange(K)[:, None], (B, K, 1))
-        ancestry = jax.lax.dynamic_update_slice(cache["ancestry"], own, (0, 0, slot))
-        steps_ago = (clock - jnp.arange(T)) % T
-        seen = (steps_ago <= index[:, None])[:, None, :, None] & (ancestry[..., None] == jnp.arange(K))
-        self_bias = jnp.where(seen.reshape(B, 1, K, T * K), 0.0, MASKED)
-        position_bias = self.decoder.position_bias(-steps_ago[None, :])
-        if position_bias is not None:
-            self_bias = self_bias + jnp.repeat(position_bias, K, axis=-1)
+        """Feeds tokens int32[B, K] at each row's position; returns logits float32[B, K, V] and the new cache."""
+        index = cache["index"]
+        slots, chosen = cache["slots"].take(index)
+        self_bias = jnp.where(slots.seen, 0.0, MASKED)[:, None]
+        position_bias = self.decoder.position_bias((slots.position - index[:, None])[:, None, :])
+        self_bias = self_bias if position_bias is None else self_bias + position_bias
         # A finished row that waits to be refilled steps beyond the last position; what it computes is not used.
-        positions = jnp.broadcast_to(jnp.minimum(index, self.config.max_length - 1)[:, None], (B, K))
+        positions = jnp.broadcast_to(jnp.minimum(index, self.config.max_length - 1)[:, None], tokens.shape)
         x = self._embed("target", tokens, positions, None)
         layers = {}
         for i, layer in enumerate(self.decoder.unrolled()):
             name = f"layer_{i}"
-            x, layers[name] = layer.step(x, cache["layers"][name], slot * K, index, self_bias, cache["cross_bias"])
-        return self.logits(self.decoder.finish(x)), {
-            **cache,
-            "clock": cache["clock"] + 1,
-            "index": index + 1,
-            "ancestry": ancestry,
-            "layers": layers,
-        }
+            x, layers[name] = layer.step(x, cache["layers"][name], chosen, index, self_bias, cache["cross_bias"])
+        return self.logits(self.decoder.finish(x)), {**cache, "index": index + 1, "slots": slots, "layers": layers}
 
 
 def unroll(params: Params) -> Params:
@@ -518,7 +493,7 @@ def unroll(params: Params) -> Params:
 
 @dataclass(frozen=True)
 class IncrementalDecoder:
-    """The decode interface (start, step, reorder) of an `EncoderDecoder`, as pure functions of its parameters."""
+    """The decode interface (start, step, reorder, has_room) of an `EncoderDecoder`, as pure functions of parameters."""
 
     model: EncoderDecoder
 
@@ -526,8 +501,10 @@ class IncrementalDecoder:
         model = self.model.plain()
         return model.apply({"params": unroll(params)}, *args, method=method, **kwargs)
 
-    def start(self, params: Params, source: Array, beam_size: int, max_length: int) -> Cache:
-        return self._apply(params, source, beam_size, max_length, method="start")
+    def start(
+        self, params: Params, source: Array, beam_size: int, max_length: int, num_slots: int | None = None
+    ) -> Cache:
+        return self._apply(params, source, beam_size, max_length, num_slots, method="start")
 
     def step(self, params: Params, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
         return self._apply(params, cache, tokens, method="step")
@@ -540,17 +517,7 @@ class IncrementalDecoder:
         return logits, cache, weights.mean(axis=1)
 
     def reorder(self, cache: Cache, parents: Array) -> Cache:
-        """Beam k goes on from beam parents[b, k]: only the ancestry table changes."""
-        return {**cache, "ancestry": jnp.take_along_axis(cache["ancestry"], parents[:, :, None], axis=1)}
+        return {**cache, "slots": cache["slots"].reorder(parents)}
 
-    def refill(self, cache: Cache, fresh: Cache, rows: Array) -> Cache:
-        """The cache in which row rows[i] is row i of ``fresh``, at its first token; rows beyond the last are dropped.
-
-        What the old row left in its slots is out of the new one's sight and need not be cleared.
-        """
-
-        def replace(path: Any, leaf: Array, new: Array) -> Array:
-            kept = {"clock", "ancestry", "key", "value"} & {key.key for key in path}
-            return leaf if kept else leaf.at[rows].set(new, mode="drop")
-
-        return jax.tree_util.tree_map_with_path(replace, cache, fresh)
+    def has_room(self, cache: Cache) -> Array:
+        return cache["slots"].has_room()
