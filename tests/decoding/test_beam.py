@@ -156,7 +156,9 @@ def test_special_tokens_are_never_generated():
 
 
 def test_stops_as_soon_as_the_answer_is_certain():
-    """Where every output ends at once, the first step is the last, not one for each position up to the limit."""
+    """Where every output ends at once, the loop takes two steps, not one for each position up to the
+    limit.
+    """
     params = make_params(9, VOCAB)
     params["logits"] = params["logits"].at[:, 1].add(50.0)
     searcher = BeamSearch(TableModel(), 4, 1, 0.6, 0.0, 1, 0.0)
@@ -166,7 +168,7 @@ def test_stops_as_soon_as_the_answer_is_certain():
         jnp.zeros((4, 0), jnp.int32),
         jnp.zeros((4, 2), jnp.int32),
     )
-    state = searcher.start(params, requests, 100)
+    state = searcher.step(params, searcher.start(params, requests, 100))
     assert not searcher.active(state).any()
     assert searcher.result(state).tokens[:, 0, 0].tolist() == [1] * 4
 
@@ -178,7 +180,7 @@ def test_patience_ends_a_search_with_so_many_finished_hypotheses(patience):
     limits = jnp.full(len(SOURCE), 12, jnp.int32)
     requests = Requests(jnp.asarray(SOURCE), limits, jnp.zeros((4, 0), jnp.int32), jnp.zeros((4, 2), jnp.int32))
     exact = BeamSearch(TableModel(), 4, 2, 2.5, 0.0, 1, 0.0)
-    state, expected, steps = exact.start(params, requests, 12), {}, 1
+    state, expected, steps = exact.start(params, requests, 12), {}, 0
     while exact.active(state).any():
         state, steps = exact.step(params, state), steps + 1
         for row in np.flatnonzero(np.asarray(state.finished) >= max(4 * patience, 2)):
@@ -196,7 +198,7 @@ def test_best_continuations_equal_a_full_sort(vocab_size):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 4, vocab_size)).astype(np.float32) * 4
     before = np.array([[0, -1, -2, -3], [0, -np.inf, -np.inf, -np.inf], [-5, -1, -9, -np.inf]], np.float32)
-    ends, scores, parents, tokens = best_continuations(jnp.asarray(logits), jnp.asarray(before), 4)
+    ends, scores, parents, tokens = best_continuations(jnp.asarray(logits), jnp.asarray(before))
     full = before[..., None] + np.asarray(jax.nn.log_softmax(logits))
     np.testing.assert_allclose(ends, full[..., 1], rtol=1e-5)
     full[..., :4] = -np.inf

@@ -88,12 +88,14 @@ def test_what_has_too_few_slots_is_searched_anew(monkeypatch, name):
         return original(self, params, sentences, widths, length, num_slots)
 
     monkeypatch.setattr(beam, "BRANCHES", 40)
-    expected = Decoder(model, SETTINGS).decode(params, SOURCES)
+    settings = dataclasses.replace(SETTINGS, batch_size=8)
+    expected = Decoder(model, settings).decode(params, SOURCES)
     monkeypatch.setattr(Decoder, "_search", recorded)
     monkeypatch.setattr(beam, "BRANCHES", 2)
-    same(Decoder(model, SETTINGS).decode(params, SOURCES), expected)
+    same(Decoder(model, settings).decode(params, SOURCES), expected)
     assert all(num_slots == length + 2 * 2 for _, length, num_slots in calls[:-1])
-    assert 0 < calls[-1][0] < len(SOURCES) and calls[-1][2] is None
+    assert 0 < calls[-1][0] < len(SOURCES)
+    assert calls[-1][2] is None
 
 
 @pytest.mark.parametrize("name", ["sinusoidal", "lstm, luong"])

@@ -49,6 +49,9 @@ REFILL_FRACTION = 8
 """Rows wait until one in so many are free, so that encoding and filling in are worth their fixed cost."""
 
 
+FEW = 8
+"""Rows of a device, below which a step costs the same with all the slots as with few."""
+
 LEAST_TAIL = 4
 """Once nobody waits and half of the rows have finished, the others go on in a batch of their own; not one of fewer rows
 than this, which would not be worth compiling the step for.
@@ -314,6 +317,8 @@ class Decoder:
         num_rows = self.config.batch_size
         while num_rows // 4 >= len(sentences) and num_rows % (4 * self.num_devices) == 0:
             num_rows //= 4
+        if num_rows < FEW * self.num_devices:
+            num_slots = None  # who waits for few sentences would only notice those that are searched again
         size = QUEUE_BATCHES * num_rows
         for first in range(0, len(sentences), size):
             chosen = sentences[first : first + size]

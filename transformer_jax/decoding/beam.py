@@ -90,23 +90,21 @@ class BeamSearch:
         return min(length + (self.beam_size - 1) * BRANCHES, self.beam_size * length)
 
     def start(self, params: Params, requests: Requests, length: int, num_slots: int | None = None) -> BeamState:
-        """The state after the first token, which all beams come from: one is enough to find it."""
-        (B, S), N = requests.source.shape, self.num_hypotheses
-        cache = start_cache(self.model, params, requests.source, self.beam_size, length, num_slots)
-        state = BeamState(
-            cache=self.model.reorder(cache, jnp.zeros((B, 1), jnp.int32)),
+        B, S = requests.source.shape
+        K, N = self.beam_size, self.num_hypotheses
+        return BeamState(
+            cache=start_cache(self.model, params, requests.source, K, length, num_slots),
             requests=requests,
             position=jnp.zeros(B, jnp.int32),
             active=jnp.ones(B, bool),
             finished=jnp.zeros(B, jnp.int32),
-            tokens=jnp.zeros((B, 1, length), jnp.int32),
-            log_probs=jnp.zeros((B, 1)),
-            coverage=jnp.zeros((B, 1, S)) if self.coverage_penalty else None,
+            tokens=jnp.zeros((B, K, length), jnp.int32),
+            log_probs=jnp.zeros((B, K)).at[:, 1:].set(-jnp.inf),
+            coverage=jnp.zeros((B, K, S)) if self.coverage_penalty else None,
             done_tokens=jnp.zeros((B, N, length), jnp.int32),
             done_scores=jnp.full((B, N), -jnp.inf),
             done_log_probs=jnp.full((B, N), -jnp.inf),
         )
-        return self.step(params, state)
 
     def active(self, state: BeamState) -> Array:
         return state.active & self._has_room(state)
@@ -132,19 +130,17 @@ class BeamSearch:
 
         # Continuations: K ends, one a beam, and the K likeliest others over all beams.
         before = jnp.where(state.active[:, None], state.log_probs, -jnp.inf)
-        ends, log_probs, parents, chosen = best_continuations(logits, before, K)
+        ends, log_probs, parents, chosen = best_continuations(logits, before)
         last = position + 1 >= requests.max_length[:, None]
         ends = jnp.where(last | (position + 1 >= self.min_length), ends, -jnp.inf)
         log_probs = jnp.where(last, -jnp.inf, log_probs)
         if requests.prefix.shape[1]:
             forced = forced_tokens(requests.prefix, state.position)[:, None]
-            going_on = before + log_prob_of(logits, jnp.broadcast_to(forced, before.shape))
-            added = K - going_on.shape[1]  # beams that there are only from now on
-            going_on = jnp.pad(going_on, ((0, 0), (0, added)), constant_values=-jnp.inf)
+            log_p = log_prob_of(logits, jnp.broadcast_to(forced, (forced.shape[0], K)))
             is_forced = (forced != PAD_ID) & ~last
             ends = jnp.where(is_forced, -jnp.inf, ends)
-            log_probs = jnp.where(is_forced, going_on, log_probs)
-            parents = jnp.where(is_forced, jnp.minimum(jnp.arange(K), K - added - 1), parents)
+            log_probs = jnp.where(is_forced, before + log_p, log_probs)
+            parents = jnp.where(is_forced, jnp.arange(K), parents)
             chosen = jnp.where(is_forced, forced, chosen)
 
         # An end counts when fewer than K continuations of its sentence are likelier.
@@ -216,14 +212,14 @@ def log_prob_of(logits: Array, tokens: Array) -> Array:
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def best_continuations(logits: Array, before: Array, count: int) -> tuple[Array, Array, Array, Array]:
+def best_continuations(logits: Array, before: Array) -> tuple[Array, Array, Array, Array]:
     """Scores every continuation of hypotheses with log-probability before[B, K] by logits float32[B, K, V].
 
-    Returns: the log-probability [B, K] of each hypothesis followed by EOS; and of the N = count best other
-    continuations, over all K·V, best first: log-probability [B, N], -inf where there are fewer, hypothesis int32[B, N]
-    and token int32[B, N].
+    Returns: the log-probability [B, K] of each hypothesis followed by EOS; and of the K best other
+    continuations, over all K·V, best first: log-probability [B, K], hypothesis int32[B, K] and token
+    int32[B, K].
 
-    The N best lie in the N blocks with the largest maxima, so only those are searched: two passes over the
+    The K best lie in the K blocks with the largest maxima, so only those are searched: two passes over the
     logits, one for block maxima and one for the normaliser, instead of a sort.
     """
     B, K, V = logits.shape
@@ -244,15 +240,11 @@ def best_continuations(logits: Array, before: Array, count: int) -> tuple[Array,
         allowed = (blocks[:, :, i] + excluded[i]).max(axis=-1, keepdims=True)
         maxima = jnp.where(np.arange(num_blocks) == i, allowed, maxima)
 
-    _, best = jax.lax.top_k((maxima + offset[..., None]).reshape(B, -1), min(count, K * num_blocks))
+    _, best = jax.lax.top_k((maxima + offset[..., None]).reshape(B, -1), K)
     inside = jnp.take_along_axis(blocks.reshape(B, -1, size), best[:, :, None], axis=1)
     inside = inside + jnp.asarray(excluded)[best % num_blocks]
     inside = inside + jnp.take_along_axis(offset, best // num_blocks, axis=1)[:, :, None]
-    inside = inside.reshape(B, -1)
-    found = min(count, inside.shape[1])
-    scores, index = jax.lax.top_k(inside, found)
-    scores = jnp.pad(scores, ((0, 0), (0, count - found)), constant_values=-jnp.inf)
-    index = jnp.pad(index, ((0, 0), (0, count - found)))
+    scores, index = jax.lax.top_k(inside.reshape(B, -1), K)
     flat = jnp.take_along_axis(best, index // size, axis=1) * size + index % size
     return ends, scores, flat // V, flat % V
 

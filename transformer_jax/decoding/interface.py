@@ -35,7 +35,7 @@ class Decodable(Protocol):
         """
 
     def reorder(self, cache: Cache, parents: Array) -> Cache:
-        """The cache in which beam k continues beam parents[b, k], int32[B, k]; at most as many as room was made for."""
+        """The cache in which beam k continues beam parents[b, k], int32[B, K]."""
 
 
 @runtime_checkable
@@ -100,7 +100,7 @@ class Search(Protocol):
         """How many slots nearly all rows can do with for outputs of ``length`` tokens; None for what any needs."""
 
     def start(self, params: Params, requests: Requests, length: int, num_slots: int | None = None) -> Any:
-        """The state before the first token, or after it, with room for ``length`` tokens a hypothesis, and for
+        """The state before the first token, with room for ``length`` tokens a hypothesis, and for
         ``num_slots`` in all; None for what any row needs.
 
         A request may allow more than that; the search of a row that uses up the room then stops unfinished.

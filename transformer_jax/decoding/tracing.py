@@ -82,14 +82,9 @@ def _run(
 ) -> tuple[tuple[Array, Array, Array], Hypotheses]:
     """After each step tokens int32[T, K, T], log_probs float32[T, K], and bool[T], whether it was taken; the result."""
 
-    def watched(state: Any) -> tuple[Array, Array, Array]:
-        return state.tokens[0], state.log_probs[0], search.active(state)[0]
-
     def step(state: Any, _: None) -> tuple[Any, tuple[Array, Array, Array]]:
         after = search.step(params, state)
-        return after, watched(after)
+        return after, (after.tokens[0], after.log_probs[0], search.active(state)[0])
 
-    first = search.start(params, request, length)
-    last, taken = jax.lax.scan(step, first, None, length=length - 1)
-    taken = jax.tree.map(lambda one, rest: jnp.concatenate([one[None], rest]), watched(first), taken)
+    last, taken = jax.lax.scan(step, search.start(params, request, length), None, length=length)
     return taken, search.result(last)

@@ -42,7 +42,7 @@ class Slots(NamedTuple):
         return type(self)(seen, written), chosen
 
     def reorder(self, parents: Array) -> Self:
-        """Beam k goes on from beam parents[b, k]; there may be more or fewer than before."""
+        """Beam k goes on from beam parents[b, k]."""
         return self._replace(seen=jnp.take_along_axis(self.seen, parents[:, :, None], axis=1))
 
     def has_room(self) -> Array:
