@@ -130,9 +130,9 @@ def test_a_search_is_captured_as_its_cached_steps_compute_it(family):
                 if name.endswith("cross_attention/weights"):
                     np.testing.assert_allclose(cached[0, ..., k, :], whole[..., at, :], atol=3e-5)
                 elif name.endswith("/weights"):
-                    first = cached.shape[-1] - K * T
+                    first = at - t  # what has been read is there once, then K slots for each step
                     own = cached[0, ..., k, first + k : first + K * (t + 1) : K]
-                    seen = np.concatenate([cached[0, ..., k, : at - t], own], axis=-1)
+                    seen = np.concatenate([cached[0, ..., k, :first], own], axis=-1)
                     np.testing.assert_allclose(seen, whole[..., at, : at + 1], atol=3e-5)
                 else:
                     np.testing.assert_allclose(cached[0, ..., k, :], whole[..., at, :], atol=3e-4, err_msg=name)

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from tests.models.tiny import QUICK, drawn_like
 from transformer_jax.decoding.beam import BeamSearch, search
-from transformer_jax.decoding.interface import Requests
+from transformer_jax.decoding.interface import Requests, replace_rows
 from transformer_jax.models.language_model import (
     IncrementalLanguageModel,
     LanguageModel,
@@ -104,6 +104,29 @@ def test_the_cache_gives_what_the_whole_pass_gives(positions: str) -> None:
         cache = decoder.reorder(cache, parents)
         fed = rng.integers(4, 14, (3, K)).astype(np.int32)
         histories = np.concatenate([np.take_along_axis(histories, parents[:, :, None], axis=1), fed[..., None]], axis=2)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "relative"])
+def test_a_replaced_row_starts_anew_among_older_ones(positions: str) -> None:
+    """After two tokens the second prompt gives its place to a longer one."""
+    c = config(positions=positions)
+    params, decoder = parameters(c), IncrementalLanguageModel(LanguageModel(c))
+    prompts = np.zeros((3, 9), np.int32)
+    for row, document in zip(prompts, (DOCUMENTS[i] for i in (2, 1, 0)), strict=True):
+        row[: len(document)], row[len(document)] = document, 1
+    start = jax.jit(decoder.start, static_argnums=(2, 3), compiler_options=QUICK)
+    step = jax.jit(decoder.step, compiler_options=QUICK)
+    fed = np.random.default_rng(0).integers(4, 14, (5, 2, 1)).astype(np.int32)
+    cache, found = start(params, prompts[:2], 1, 6), []
+    for t in range(5):
+        if t == 2:
+            cache = replace_rows(cache, start(params, prompts[2:], 1, 6), jnp.array([1]))
+        got, cache = step(params, cache, fed[t])
+        found.append(got[:, 0])
+    for b, first, document in ((0, 0, DOCUMENTS[2]), (1, 2, DOCUMENTS[0])):
+        whole = np.concatenate([document, fed[first + 1 :, b, 0]])
+        expected = logits(c, params, whole[None])[0, len(document) - 1 :]
+        np.testing.assert_allclose([got[b] for got in found[first:]], expected, atol=3e-5)
 
 
 def test_a_wide_beam_finds_the_likeliest_continuation() -> None:

@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from transformer_jax.decoding.guidance import Guided
+from transformer_jax.decoding.interface import replace_rows
 from transformer_jax.errors import UserError
 from transformer_jax.models.text_to_image import (
     IncrementalTextToImage,
@@ -115,6 +116,26 @@ def test_cached_decoding_equals_the_whole_pass(changes):
         expected = whole(np.concatenate([text, histories[:, beam]], axis=1))[:, 3:]
         for i in (0, *range(5, 9)):  # before any choice, and since they swapped places
             np.testing.assert_allclose(found[i][:, beam], expected[:, i], atol=2e-5)
+
+
+def test_a_replaced_row_starts_anew_among_older_ones(model_and_params):
+    """After four codes the second caption gives its place to a third."""
+    model, params = model_and_params
+    decoder = IncrementalTextToImage(model)
+    text = np.array([[3, 1, 2, 3], [3, 4, 9, 10], [3, 5, 6, 10]])
+    source = np.pad(text, ((0, 0), (0, 1)), constant_values=1)
+    start, step = jax.jit(lambda p, s: decoder.start(p, s, 1, 10)), jax.jit(decoder.step)
+    fed = np.random.default_rng(1).integers(11, 17, (9, 2, 1))
+    cache, found = start(params, source[:2]), []
+    for t in range(9):
+        if t == 4:
+            cache = replace_rows(cache, start(params, source[2:]), jnp.array([1]))
+        logits, cache = step(params, cache, jnp.asarray(fed[t]))
+        found.append(logits[:, 0])
+    for b, first, caption in ((0, 0, text[0]), (1, 4, text[2])):
+        whole = np.concatenate([caption, fed[first + 1 :, b, 0]])[None]
+        expected = model.apply({"params": params}, whole)[0, 3:]
+        np.testing.assert_allclose([logits[b] for logits in found[first:]], expected, atol=2e-5)
 
 
 def test_log_probs_are_those_of_the_logits(model_and_params):

@@ -140,8 +140,8 @@ class Run:
         """The same run with activations replaced, in whatever is done with it: scores, captures, outputs of searches.
 
         Edits come on top of those that the run has. While decoding, one position is computed at a time and the axis
-        of positions holds beams instead; ``weights`` are then over the slots of a cache. An edit that treats
-        positions alike does the same there as in teacher forcing.
+        of positions holds beams instead; ``weights`` are then over the slots of a cache, in no order. An edit that
+        treats positions alike does the same there as in teacher forcing.
 
         Args:
           edits: ``edit(value, name)`` by patterns of names: see `points`, and `analysis.interventions` for ready ones.

@@ -48,9 +48,8 @@ SPARE = 4
 REFILL_FRACTION = 8
 """Rows wait until one in so many are free, so that encoding and filling in are worth their fixed cost."""
 
-
 FEW = 8
-"""Rows of a device, below which a step costs the same with all the slots as with few."""
+"""Fewer rows than this on a device have all the slots at once: a step costs the same, and nothing is searched again."""
 
 LEAST_TAIL = 4
 """Once nobody waits and half of the rows have finished, the others go on in a batch of their own; not one of fewer rows
@@ -318,7 +317,7 @@ class Decoder:
         while num_rows // 4 >= len(sentences) and num_rows % (4 * self.num_devices) == 0:
             num_rows //= 4
         if num_rows < FEW * self.num_devices:
-            num_slots = None  # who waits for few sentences would only notice those that are searched again
+            num_slots = None
         size = QUEUE_BATCHES * num_rows
         for first in range(0, len(sentences), size):
             chosen = sentences[first : first + size]
@@ -330,7 +329,7 @@ class Decoder:
                     array[row, : len(value)] = value
             per_device = size // self.num_devices
             count = np.bincount(places // per_device, minlength=self.num_devices).astype(np.int32)
-            self._note_shape(num_rows, widths[0], length, widths[2])
+            self._note_shape(num_rows, widths[0], length, widths[2], num_slots or 0)
             queue: Any = Requests(padded[0], padded[1][:, 0], padded[2], padded[3])  # type: ignore[arg-type]
             if self.mesh is not None:
                 queue, count = place((queue, count), NamedSharding(self.mesh, P(self._axes)))
@@ -359,7 +358,7 @@ class Decoder:
         if shape not in self.shapes:
             self.shapes.add(shape)
             logging.info(
-                "decoding: shape %d of this run: %d rows, %d source tokens, %d target tokens, prefix of %d",
+                "decoding: shape %d: %d rows, %d source tokens, %d target tokens, prefix of %d, %d slots (0: all)",
                 len(self.shapes),
                 *shape,
             )

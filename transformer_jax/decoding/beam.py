@@ -110,7 +110,7 @@ class BeamSearch:
         return state.active & self._has_room(state)
 
     def _has_room(self, state: BeamState) -> Array:
-        """bool[B]: what a row without room goes on to compute beside others says nothing of it."""
+        """bool[B]: whether one more token of every beam can be kept."""
         enough = state.position < state.tokens.shape[-1]
         return enough & self.model.has_room(state.cache) if isinstance(self.model, SharingDecodable) else enough
 
@@ -155,11 +155,14 @@ class BeamSearch:
         finished = state.finished + jnp.sum(ends > -jnp.inf, axis=1, dtype=jnp.int32)
         if self.patience:
             active &= finished < max(self.patience * K, self.num_hypotheses)
-        active = state.active & (active | ~self._has_room(state))
+        # What a row without room goes on to compute beside others says nothing of it: it stays unfinished and, as its
+        # beams could come to have room again, but not what was lost, beyond the last position.
+        has_room = self._has_room(state)
+        active = state.active & (active | ~has_room)
         return BeamState(
             cache=self.model.reorder(cache, parents),
             requests=requests,
-            position=state.position + 1,
+            position=jnp.where(has_room, state.position + 1, T),
             active=active,
             finished=finished,
             tokens=jnp.where(write, chosen[:, :, None], history),

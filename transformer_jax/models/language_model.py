@@ -104,12 +104,13 @@ class LanguageModel(Network):
         return self.logits(self.hidden(inputs, segments, seeds))
 
     def start(self, prompt: Array, beam_size: int, max_length: int, num_slots: int | None = None) -> Cache:
-        """The cache after all of each prompt but its last token, with room for max_length tokens of K beams.
+        """The cache after all of each prompt but its last token, with room for max_length tokens of K beams, or with as
+        many slots for them as are given.
 
         Args: prompt: int32[B, S], each of at least one token, then one token that is not read (decoding ends every
           source), then zeros.
-        Returns: a tree whose every leaf has the leading axis B. A prompt lies once in the cache, whatever K, in slots
-          before those that the beams share (`Slots`).
+        Returns: a tree whose every leaf has the leading axis B. A prompt lies once in the cache, whatever K: in the
+          first slots. The beams share those after its end (`Slots`).
         """
         c, (B, S) = self.config, prompt.shape
         x = self._embed(prompt, jnp.arange(S), None)
@@ -147,7 +148,7 @@ class LanguageModel(Network):
         bias = jnp.where(slots.seen, 0.0, MASKED)[:, None]
         position_bias = self.decoder.position_bias((slots.position - position[:, None])[:, None, :])
         bias = bias if position_bias is None else bias + position_bias
-        # A finished row that waits to be refilled steps beyond the last position; what it computes is not used.
+        # A row that waits to be refilled steps beyond the last position; what it computes is not used.
         positions = jnp.broadcast_to(jnp.minimum(position, c.max_length - 1)[:, None], tokens.shape)
         x = self._embed(tokens, positions, None)
         layers = {}

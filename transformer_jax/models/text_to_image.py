@@ -199,7 +199,7 @@ class TextToImage(Network):
         slots = jnp.arange(S + M)
         seen = jnp.broadcast_to(slots < S, (B, beam_size, S + M))
         return {
-            "position": jnp.full(B, S),
+            "position": jnp.full(B, S, jnp.int32),
             "slots": Slots(seen, jnp.broadcast_to(slots, (B, S + M))),
             "pending": source[:, S],
             "layers": layers,

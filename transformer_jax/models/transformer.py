@@ -443,8 +443,9 @@ class EncoderDecoder(Seq2Seq):
         return self.decoder(self._embed("target", inputs, first, seeds, cut), own, memory, cross_bias, seeds)
 
     def start(self, source: Array, beam_size: int, max_length: int, num_slots: int | None = None) -> Cache:
-        """The cache before the first token: cross-attention keys and values of source int32[B, S], empty slots for
-        max_length tokens of K beams, which share them (`Slots`). Every leaf has the leading axis B."""
+        """The cache before the first token: cross-attention keys and values of source int32[B, S], and empty slots that
+        the K beams share (`Slots`): as many as are given, or K · max_length, which suffice for any search. Every leaf
+        has the leading axis B."""
         c = self.config
         self.check_length("decoding up to", max_length, "lower the first, or raise the second.")
         memory, cross_bias = self.encode(source)
@@ -466,7 +467,7 @@ class EncoderDecoder(Seq2Seq):
         self_bias = jnp.where(slots.seen, 0.0, MASKED)[:, None]
         position_bias = self.decoder.position_bias((slots.position - index[:, None])[:, None, :])
         self_bias = self_bias if position_bias is None else self_bias + position_bias
-        # A finished row that waits to be refilled steps beyond the last position; what it computes is not used.
+        # A row that waits to be refilled steps beyond the last position; what it computes is not used.
         positions = jnp.broadcast_to(jnp.minimum(index, self.config.max_length - 1)[:, None], tokens.shape)
         x = self._embed("target", tokens, positions, None)
         layers = {}
