@@ -13,7 +13,7 @@ def test_every_beam_sees_its_own_history_as_long_as_there_is_room():
     """Beams that die, split and swap places; M slots hold what is alive, wherever it was written. Against lists."""
     steps, M = 14, 21
     rng = np.random.default_rng(0)
-    slots = Slots.empty(B, K, M)
+    slots = Slots.after(jnp.zeros(B, jnp.int32), K, M)
     keys, values = jnp.zeros((B, 1, 2, M)), jnp.zeros((B, 1, M, 2))
     take = jax.jit(lambda slots, position: slots.take(position))
     histories = [[()] * K for _ in range(B)]
@@ -54,7 +54,7 @@ def test_every_beam_sees_its_own_history_as_long_as_there_is_room():
 
 
 def test_what_has_no_slot_is_written_nowhere():
-    slots, _ = Slots.empty(1, 3, 5).take(jnp.array([0]))
+    slots, _ = Slots.after(jnp.array([0]), 3, 5).take(jnp.array([0]))
     slots, chosen = slots.reorder(jnp.array([[1, 1, 1]])).take(jnp.array([1]))
     assert chosen.tolist() == [[0, 2, 3]]
     assert slots.seen[0].astype(int).tolist() == [[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 0, 1, 0]]

@@ -128,11 +128,9 @@ class LanguageModel(Network):
             keys = jnp.swapaxes(jnp.concatenate([key, room], axis=2), 2, 3)
             layers[f"layer_{i}"] = {"key": keys, "value": jnp.concatenate([value, room], axis=2)}
         length = jnp.sum(prompt != 0, axis=1) - 1
-        slots, prefilled = jnp.arange(S + M), length - 1
-        seen = jnp.broadcast_to((slots < prefilled[:, None])[:, None], (B, beam_size, S + M))
         return {
-            "position": prefilled,
-            "slots": Slots(seen, jnp.broadcast_to(slots, (B, S + M))),
+            "position": length - 1,
+            "slots": Slots.after(length - 1, beam_size, S + M),
             "pending": jnp.take_along_axis(prompt, length[:, None] - 1, axis=1)[:, 0],
             "layers": layers,
         }

@@ -25,8 +25,11 @@ class Slots(NamedTuple):
     position: Array
 
     @classmethod
-    def empty(cls, num_rows: int, num_beams: int, num_slots: int) -> Self:
-        return cls(jnp.zeros((num_rows, num_beams, num_slots), bool), jnp.zeros((num_rows, num_slots), jnp.int32))
+    def after(cls, lengths: Array, num_beams: int, num_slots: int) -> Self:
+        """Those of K beams that have all read the first lengths int32[B] positions, which lie in the first slots."""
+        position = jnp.broadcast_to(jnp.arange(num_slots), (len(lengths), num_slots))
+        seen = position < lengths[:, None]
+        return cls(jnp.broadcast_to(seen[:, None], (len(lengths), num_beams, num_slots)), position)
 
     def take(self, position: Array) -> tuple[Self, Array]:
         """Gives every beam a free slot for position int32[B]: the slots after that, and which ones, int32[B, K].

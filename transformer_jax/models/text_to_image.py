@@ -196,11 +196,10 @@ class TextToImage(Network):
             x, key, value = layer.prefill(x, bias, None)
             keys = jnp.swapaxes(jnp.concatenate([key, room], axis=2), 2, 3)
             layers[f"layer_{i}"] = {"key": keys, "value": jnp.concatenate([value, room], axis=2)}
-        slots = jnp.arange(S + M)
-        seen = jnp.broadcast_to(slots < S, (B, beam_size, S + M))
+        position = jnp.full(B, S, jnp.int32)
         return {
-            "position": jnp.full(B, S, jnp.int32),
-            "slots": Slots(seen, jnp.broadcast_to(slots, (B, S + M))),
+            "position": position,
+            "slots": Slots.after(position, beam_size, S + M),
             "pending": source[:, S],
             "layers": layers,
         }

@@ -457,8 +457,13 @@ class EncoderDecoder(Seq2Seq):
             key, value = layer.cross_attention.keys_values(memory)
             # Keys as [B, G, head_dim, S]: the scores' product reads them row by row.
             layers[f"layer_{i}"] = {"key": keys, "value": values, "cross_key": key.swapaxes(2, 3), "cross_value": value}
-        slots = Slots.empty(B, beam_size, M)
-        return {"index": jnp.zeros(B, jnp.int32), "slots": slots, "cross_bias": cross_bias, "layers": layers}
+        index = jnp.zeros(B, jnp.int32)
+        return {
+            "index": index,
+            "slots": Slots.after(index, beam_size, M),
+            "cross_bias": cross_bias,
+            "layers": layers,
+        }
 
     def step(self, cache: Cache, tokens: Array) -> tuple[Array, Cache]:
         """Feeds tokens int32[B, K] at each row's position; returns logits float32[B, K, V] and the new cache."""
