@@ -112,7 +112,7 @@ def test_a_replaced_row_starts_anew_among_older_ones(positions: str) -> None:
     c = config(positions=positions)
     params, decoder = parameters(c), IncrementalLanguageModel(LanguageModel(c))
     prompts = np.zeros((3, 9), np.int32)
-    for row, document in zip(prompts, (DOCUMENTS[i] for i in (2, 1, 0)), strict=True):
+    for row, document in zip(prompts, (DOCUMENTS[i] for i in (2, 1, 3)), strict=True):
         row[: len(document)], row[len(document)] = document, 1
     start = jax.jit(decoder.start, static_argnums=(2, 3), compiler_options=QUICK)
     step = jax.jit(decoder.step, compiler_options=QUICK)
@@ -123,7 +123,7 @@ def test_a_replaced_row_starts_anew_among_older_ones(positions: str) -> None:
             cache = replace_rows(cache, start(params, prompts[2:], 1, 6), jnp.array([1]))
         got, cache = step(params, cache, fed[t])
         found.append(got[:, 0])
-    for b, first, document in ((0, 0, DOCUMENTS[2]), (1, 2, DOCUMENTS[0])):
+    for b, first, document in ((0, 0, DOCUMENTS[2]), (1, 2, DOCUMENTS[3])):
         whole = np.concatenate([document, fed[first + 1 :, b, 0]])
         expected = logits(c, params, whole[None])[0, len(document) - 1 :]
         np.testing.assert_allclose([got[b] for got in found[first:]], expected, atol=3e-5)
