@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from tests import browser
 
 # Most of the time of these tests is compiling small programs; they need not be fast ones.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+QUICK = ("backend_optimization_level=0", "cpu_use_fusion_emitters=false", "cpu_parallel_codegen_split_count=1")
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in QUICK))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +22,13 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     os.environ["TRANSFORMER_JAX_CACHE"] = str(path)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_freed() -> Iterator[None]:
+    """Frees each file's compiled programs: every one maps memory, and a process may have 65,530 maps, no more."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
