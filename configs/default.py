@@ -155,6 +155,7 @@ def get_config() -> ConfigDict:
     config.dataset.max_characters = 2000
     config.dataset.bidirectional = False  # training pairs the other way round too, for a run that another starts from
     config.dataset.distilled = ""  # a teacher's translations of the training sources, to learn from as well
+    config.dataset.back_translated = ""  # and translations of the training targets, with these as sources
 
     config.tokenizer = ConfigDict()
     config.tokenizer.kind = "bpe"

@@ -17,13 +17,16 @@ from transformer_jax.analysis.ensemble import EnsembleRun
 from transformer_jax.analysis.run import load_run
 from transformer_jax.analysis.tables import Table
 from transformer_jax.config import differences, flatten, suggest
+from transformer_jax.data.datasets import SPLITS
 from transformer_jax.errors import UserError
 from transformer_jax.experiment import parse_config, plain
 from transformer_jax.run_directory import write_json, write_text
 from transformer_jax.training.loop import train
 
-BASE, PRETRAINED, DISTILLED = "base", "bidirectional-pretraining", "distillation"
+BASE, PRETRAINED = "base", "bidirectional-pretraining"
 SCORES = {"bleu": "BLEU", "bleu_lowercase_tokenized": "BLEU, lower-cased", "chrf": "chrF2", "perplexity": "perplexity"}
+TEACHERS = {"distilled": BASE, "back_translated": "reversed"}
+"""Whose translations each key of the dataset names: the base's, or those of the base in the other direction."""
 AVERAGED = 8
 """Checkpoints in the mean; the base's runs keep as many."""
 SAMPLES = {"method": "sample", "n_best": 1, "candidates": 32, "rerank": "chrf"}
@@ -37,8 +40,9 @@ class Setting:
       overrides: what is changed of the base config, by dotted key, in runs of its own.
       pretrained: these runs start from one that has learned both directions for the first third of the steps, and take
         the other two themselves (Ding et al. 2021).
-      distilled: the training sources are there a second time, as the base's runs together translate them (Kim and Rush
-        2016).
+      translated: keys of the dataset. "distilled": the training sources are there a second time, as the base's runs
+        together translate them (Kim and Rush 2016). "back_translated": the training targets are, as as many runs of the
+        other direction do (Sennrich et al. 2016).
       checkpoint: which weights are taken of the base's runs, as for `load_run`.
       decoding: what is changed of decoding alone: then the runs are those of the base.
       together: all seeds at once, as an ensemble, or as a pool of candidates.
@@ -46,7 +50,7 @@ class Setting:
 
     overrides: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
-    distilled: bool = False
+    translated: tuple[str, ...] = ()
     checkpoint: str = "best"
     decoding: dict[str, Any] = field(default_factory=dict)
     together: Literal["", "ensemble", "pool"] = ""
@@ -54,7 +58,7 @@ class Setting:
     @property
     def trains(self) -> bool:
         """Whether it needs runs of its own, instead of those of the base."""
-        return bool(self.overrides or self.pretrained or self.distilled)
+        return bool(self.overrides or self.pretrained or self.translated)
 
 
 def _regularizer(name: str, weight: float) -> Setting:
@@ -102,7 +106,9 @@ SETTINGS = {
     **{f"attention-dropout-{rate}": Setting({"model.attention_dropout_rate": rate}) for rate in (0.0, 0.1)},
     **{f"activation-dropout-{rate}": Setting({"model.activation_dropout_rate": rate}) for rate in (0.0, 0.1)},
     PRETRAINED: Setting(pretrained=True),
-    DISTILLED: Setting(distilled=True),
+    "distillation": Setting(translated=("distilled",)),
+    "back-translation": Setting(translated=("back_translated",)),
+    "diversification": Setting(translated=("distilled", "back_translated")),
     "ensemble": Setting(together="ensemble"),
     "minimum-risk-samples": Setting(decoding=SAMPLES),
     "minimum-risk-beam": Setting(decoding={**SAMPLES, "method": "beam", "beam_size": 16, "candidates": 16}),
@@ -133,10 +139,13 @@ class Study:
             overrides = SETTINGS[name].overrides
             missing = sorted(overrides.keys() - base.keys())
             problem = f"sets {missing[0]}, which {config.name} has not" if missing else ""
-            if (SETTINGS[name].together or SETTINGS[name].distilled) and seeds < 2:
+            if (SETTINGS[name].together or SETTINGS[name].translated) and seeds < 2:
                 problem = "is of two seeds or more, and --seeds is 1"
-            if SETTINGS[name].distilled and config.dataset.get("distilled"):
-                problem = "sets dataset.distilled, which the base has already"
+            if present := [key for key in SETTINGS[name].translated if config.dataset.get(key)]:
+                problem = f"sets dataset.{present[0]}, which the base has already"
+            tables = [split for split in SPLITS if config.dataset.get(split) and "," not in config.dataset[split]]
+            if tables and "back_translated" in SETTINGS[name].translated:
+                problem = f"needs both directions: dataset.{tables[0]} must name two files"
             if SETTINGS[name].checkpoint == f"average:{AVERAGED}":
                 checkpoints = -(-config.training.total_steps // config.checkpoints.every_steps)
                 if checkpoints < AVERAGED or config.evaluation.patience:
@@ -173,7 +182,7 @@ class Study:
             runs = [load_run(self._run(name, seed), setting.checkpoint) for seed in seeds]
             run = EnsembleRun(runs, pool=setting.together == "pool") if setting.together else runs[0]
             record, _ = run.evaluate("validation", None, **setting.decoding)
-            teachers = {"teachers": list(self.seeds)} if setting.distilled else {}
+            teachers = {"teachers": list(self.seeds)} if setting.translated else {}
             write_json(file, {"setting": name, "seeds": seeds, **teachers, **record})
             jax.clear_caches()
 
@@ -182,15 +191,15 @@ class Study:
         setting = SETTINGS[name]
         if not setting.trains:
             name, setting = BASE, SETTINGS[BASE]
-        if setting.distilled:
-            self._translate()
+        for key in setting.translated:
+            self._translate(key)
         if setting.pretrained:
             self._train(self._pretraining(seed), f"{name}-first-{seed}")
         return self._train(self._changed(setting, seed), f"{self._named(name)}-{seed}")
 
     def _named(self, name: str) -> str:
         """A row's runs and scores in the folder: what has learned from other runs is another."""
-        return f"{name}-from-{_joined(self.seeds)}" if SETTINGS[name].distilled else name
+        return f"{name}-from-{_joined(self.seeds)}" if SETTINGS[name].translated else name
 
     def _train(self, config: ConfigDict, name: str) -> Path:
         folder = self.folder / "runs" / name
@@ -199,17 +208,19 @@ class Study:
         jax.clear_caches()
         return folder
 
-    def _translate(self) -> None:
-        """Writes what the base's runs together make of the training sources, unless that has been done."""
-        if not self._taught.is_file():
-            runs = [load_run(self._run(BASE, seed)) for seed in self.seeds]
-            record, _ = EnsembleRun(runs).evaluate("train", None)
-            write_text(self._taught, (runs[0].directory.path / record["translations"]).read_bytes().decode())
+    def _translate(self, key: str) -> None:
+        """Writes what the teachers of dataset.KEY together make of the training text, unless that has been done."""
+        if not (taught := self._taught(key)).is_file():
+            configs = {seed: self._changed(SETTINGS[BASE], seed) for seed in self.seeds}
+            if key == "back_translated":
+                configs = {seed: _reversed(config) for seed, config in configs.items()}
+            runs = [self._train(config, f"{TEACHERS[key]}-{seed}") for seed, config in configs.items()]
+            record, _ = EnsembleRun([load_run(run) for run in runs]).evaluate("train", None)
+            write_text(taught, (runs[0] / record["translations"]).read_bytes().decode())
             jax.clear_caches()
 
-    @property
-    def _taught(self) -> Path:
-        return self.folder / f"distilled-{_joined(self.seeds)}.txt"
+    def _taught(self, key: str) -> Path:
+        return self.folder / f"{key}-{_joined(self.seeds)}.txt"
 
     def _changed(self, setting: Setting, seed: int) -> ConfigDict:
         """The config of a row's runs."""
@@ -217,8 +228,8 @@ class Study:
         changed.update_from_flattened_dict({**setting.overrides, "seed": seed})
         if setting == SETTINGS[BASE]:
             changed.checkpoints.keep_latest = max(AVERAGED, changed.checkpoints.keep_latest)
-        if setting.distilled:
-            changed.dataset.distilled = str(self._taught)
+        for key in setting.translated:
+            changed.dataset[key] = str(self._taught(key))
         if setting.pretrained:
             changed.training.total_steps -= self._pretraining(seed).training.total_steps
             changed.initialize.run = str(self.folder / "runs" / f"{PRETRAINED}-first-{seed}")
@@ -254,6 +265,15 @@ class Study:
         return tables
 
 
+def _reversed(config: ConfigDict) -> ConfigDict:
+    """The same in the other direction."""
+    other, dataset = copy.deepcopy(config), config.dataset
+    other.dataset.source_language, other.dataset.target_language = dataset.target_language, dataset.source_language
+    for split in SPLITS:
+        other.dataset[split] = ",".join(reversed(dataset[split].split(",")))
+    return other
+
+
 def _joined(seeds: Iterable[int]) -> str:
     return "-".join(map(str, seeds))
 
@@ -269,11 +289,10 @@ def _row(name: str, records: list[dict[str, Any]], base: list[dict[str, Any]]) -
             **setting.decoding,
             **({"together": setting.together} if setting.together else {}),
             **({"dataset.bidirectional": "in the first third"} if setting.pretrained else {}),
-            **(
-                {"dataset.distilled": f"by base {'+'.join(map(str, records[0]['teachers']))}"}
-                if setting.distilled
-                else {}
-            ),
+            **{
+                f"dataset.{key}": f"by {TEACHERS[key]} {'+'.join(map(str, records[0]['teachers']))}"
+                for key in setting.translated
+            },
         },
         "decoded": name != BASE and not setting.trains,
         "seeds": [record["seeds"] for record in records],

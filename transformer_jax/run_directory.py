@@ -33,8 +33,9 @@ SAFE_TO_CHANGE: tuple[str, ...] = (
     "training.accumulation",
     "task.loss_chunk",
     "model.remat",
-    "dataset.path",  # of this and the next, the text itself is compared when the run continues
+    "dataset.path",  # of this and the next two, the text itself is compared when the run continues
     "dataset.distilled",
+    "dataset.back_translated",
 )
 
 LOCK = ".lock"

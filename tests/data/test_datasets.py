@@ -99,36 +99,43 @@ def test_training_pairs_can_be_there_in_both_directions(tmp_path):
     assert both.digest != plain.digest
 
 
-def test_training_sources_can_be_there_with_a_teachers_translations_too(tmp_path):
+@pytest.mark.parametrize("key", ["distilled", "back_translated"])
+def test_training_pairs_can_be_there_with_translations_of_one_side_too(key, tmp_path):
     names = {split: write_pairs(tmp_path, split, [("", "leer"), *PAIRS]) for split in ("train", "validation")}
     lines = [f"Satz {i}" for i in range(50)]
     lines[3], lines[7] = "", "Satz " * 500
     file = tmp_path / "teacher.txt"
     file.write_text("".join(f"{line}\n" for line in lines))
-    plain = load_dataset(config(path=str(tmp_path), **names))
-    more = load_dataset(config(path=str(tmp_path), distilled=str(file), **names))
+    load = lambda **keys: load_dataset(config(path=str(tmp_path), **keys, **names))
+    plain, more = load(), load(**{key: str(file)})
     train = pickle.loads(pickle.dumps(more.splits["train"]))
-    taught = [(source, line) for (source, _), line in zip(PAIRS, lines, strict=True) if len(line) in range(1, 9)]
+    in_order = lambda kept, line: (kept, line) if key == "distilled" else (line, kept)
+    sides = zip(*PAIRS, strict=True)
+    kept = dict(zip(("distilled", "back_translated"), sides, strict=True))[key]
+    taught = [in_order(own, line) for own, line in zip(kept, lines, strict=True) if len(line) in range(1, 9)]
     assert list(train) == [*PAIRS, *taught] == list(zip(*train.texts(), strict=True))
     assert train.record(50 + 3) == {"source": PAIRS[4][0], "target": PAIRS[4][1]}  # the fourth line is empty
     assert list(more.splits["validation"]) == list(plain.splits["validation"])
     counts = {"pairs": 98, "dropped": 3, "empty": 2, "length_ratio": 1, "max_characters": 0}
     assert more.report == {**plain.report, "train": counts}
-    both = load_dataset(config(path=str(tmp_path), distilled=str(file), bidirectional=True, **names))
+    both = load(**{key: str(file)}, bidirectional=True)
     assert list(both.splits["train"])[98:] == [(target, source) for source, target in train]
-    digests = {plain.digest, more.digest, both.digest}
+    other = load(**dict.fromkeys(("distilled", "back_translated"), str(file)))
+    assert len(other.splits["train"]) == 50 + 2 * 48
+    assert {*taught} < {*other.splits["train"]}
+    digests = {plain.digest, more.digest, both.digest, other.digest}
     file.write_text(file.read_text().replace("Satz 9", "Satz 90"))
-    digests.add(load_dataset(config(path=str(tmp_path), distilled=str(file), **names)).digest)
-    assert len(digests) == 4
+    digests.add(load(**{key: str(file)}).digest)
+    assert len(digests) == 5
 
     file.write_text("\n" * 50)
-    with pytest.raises(UserError, match=r"the filters leave no translation of .*teacher.txt"):
-        load_dataset(config(path=str(tmp_path), distilled=str(file), **names))
+    with pytest.raises(UserError, match=rf"dataset\.{key}: the filters leave no translation of .*teacher.txt"):
+        load(**{key: str(file)})
     file.write_text("Satz\n")
     with pytest.raises(UserError, match=r"teacher.txt has 1 lines, and there are 50 training pairs"):
-        load_dataset(config(path=str(tmp_path), distilled=str(file), **names))
-    with pytest.raises(UserError, match=r"dataset.distilled names .*nothing.txt, which is not a file"):
-        load_dataset(config(path=str(tmp_path), distilled=str(tmp_path / "nothing.txt"), **names))
+        load(**{key: str(file)})
+    with pytest.raises(UserError, match=rf"dataset\.{key} names .*nothing.txt, which is not a file"):
+        load(**{key: str(tmp_path / "nothing.txt")})
 
 
 def test_digest_is_of_the_text_alone(tmp_path):

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from experiments.ablation_study import SETTINGS, Study, differences_figure
+from experiments.ablation_study import SETTINGS, TEACHERS, Study, differences_figure
 from experiments.command_line import load_config
 from tests.made_files import CHECKOUT, tiny_config, write_pairs
 from transformer_jax.analysis.ensemble import EnsembleRun
@@ -24,6 +24,7 @@ SHORT = {
     "batching__max_length": 16,
     "decoding__max_source_length": 16,
     "decoding__max_target_length": 16,
+    "decoding__min_length": 2,  # hardly trained, a model may write nothing
 }
 
 
@@ -33,7 +34,7 @@ def config(tmp_path_factory):
 
 
 def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
-    names = ["base", "label-smoothing-0.1", "last-weights", "average-8", "distillation", "ensemble"]
+    names = ["base", "label-smoothing-0.1", "last-weights", "average-8", "diversification", "ensemble"]
     study = Study(tmp_path, config, 2, names)
     names.remove("label-smoothing-0.1")  # the base has it
     assert study.names == names
@@ -43,11 +44,13 @@ def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
     for name in study.names:
         study.make(name)
     runs = {run.name: load_run(run) for run in (tmp_path / "runs").iterdir()}
-    assert len(runs) == 2 + 2 + 1 + 2
-    taught = tmp_path / "distilled-1-2.txt"
-    assert runs["distillation-from-1-2-1"].config.dataset.distilled == str(taught)
-    sources, _ = load_dataset(runs["base-1"].config.dataset).splits["train"].texts()
-    assert taught.read_text().splitlines() == EnsembleRun([runs["base-1"], runs["base-2"]]).translate(sources)
+    assert len(runs) == 2 + 2 + 1 + 2 + 2
+    sides = load_dataset(runs["base-1"].config.dataset).splits["train"].texts()
+    for key, teachers, texts in zip(TEACHERS, ("base", "reversed"), sides, strict=True):
+        taught = tmp_path / f"{key}-1-2.txt"
+        assert getattr(runs["diversification-from-1-2-1"].config.dataset, key) == str(taught)
+        made = EnsembleRun([runs[f"{teachers}-1"], runs[f"{teachers}-2"]]).translate(texts)
+        assert taught.read_text().splitlines() == made
     assert runs["label-smoothing-0.0-1"].config.task.label_smoothing == 0.0
     assert {runs[name].config.seed for name in ("base-1", "base-2")} == {1, 2}
     first, then = runs["bidirectional-pretraining-first-1"], runs["bidirectional-pretraining-1"]
@@ -79,15 +82,15 @@ def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
     assert {file.name for file in tmp_path.glob("*.png")} == {"differences.png"}
 
     # What learned from two is not shown with what learned from three; a run is measured without its teachers.
-    three = Study(tmp_path, config, 3, ["distillation"])
+    three = Study(tmp_path, config, 3, ["diversification"])
     three.write_report()
-    assert "distillation" not in (tmp_path / "table.md").read_text()
+    assert "diversification" not in (tmp_path / "table.md").read_text()
     study.write_report()
     taught.unlink()
-    runs["distillation-from-1-2-1"].evaluate("validation", None)
+    runs["diversification-from-1-2-1"].evaluate("validation", None)
 
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("metrics.jsonl")}
-    assert len(files) == 7
+    assert len(files) == 9
     again = Study(tmp_path, config, 2, ["base", "ensemble"])
     again.make("base")
     assert files == {file: file.stat().st_mtime_ns for file in files}
@@ -127,12 +130,15 @@ def test_what_cannot_be_is_named_before_work(config, tmp_path):
     lstm = load_config(str(CHECKOUT / "configs" / "multi30k.py:lstm"))
     with pytest.raises(UserError, match=r"depth-6-2 sets model\.num_decoder_layers, which multi30k-lstm has not"):
         Study(tmp_path, lstm, 1, ["depth-6-2"])
-    for name in ("ensemble", "distillation"):
+    for name in ("ensemble", "diversification"):
         with pytest.raises(UserError, match=f"{name} is of two seeds or more"):
             Study(tmp_path, config, 1, [name])
     taught = tiny_config(config.dataset.path, **SHORT, dataset__distilled="teacher.txt")
-    with pytest.raises(UserError, match=r"distillation sets dataset\.distilled, which the base has already"):
-        Study(tmp_path, taught, 2, ["distillation"])
+    with pytest.raises(UserError, match=r"diversification sets dataset\.distilled, which the base has already"):
+        Study(tmp_path, taught, 2, ["diversification"])
+    table = tiny_config(config.dataset.path, **SHORT, dataset__train="pairs.tsv")
+    with pytest.raises(UserError, match=r"back-translation needs both directions: dataset\.train must name two files"):
+        Study(tmp_path, table, 2, ["back-translation"])
     patient = tiny_config(config.dataset.path, **SHORT, evaluation__patience=2)
     with pytest.raises(UserError, match=r"a run writes 8 or, with evaluation\.patience, fewer"):
         Study(tmp_path, patient, 1, ["average-8"])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 FILTERS = ("empty", "length_ratio", "max_characters")
+TRANSLATED = ("distilled", "back_translated")
+"""Keys of files with translations to learn from as well: of the training sources, and of the training targets."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class DatasetConfig:
       distilled: a file with a teacher's translation of the source of each training pair, in order, plain or .gz: each
         source is there with that too (sequence-level distillation, Kim and Rush 2016). `evaluate.py RUN --split=train`
         writes one. "" is none; the filters leave out translations as they do pairs.
+      back_translated: the same for the other side, a file with a translation of the target of each training pair: each
+        target is there with that as its source too (Sennrich et al. 2016; with `distilled`, Nguyen et al. 2020). A run
+        from target to source writes one in the same way.
     """
 
     name: str
@@ -55,6 +60,7 @@ class DatasetConfig:
     max_characters: int
     bidirectional: bool = False
     distilled: str = ""
+    back_translated: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -74,7 +80,7 @@ class DatasetConfig:
 
     def each_once(self) -> "DatasetConfig":
         """The same with each training pair once, as it is there: what runs are measured on and compared by."""
-        return replace(self, bidirectional=False, distilled="")
+        return replace(self, bidirectional=False, distilled="", back_translated="")
 
 
 class PairSource(Protocol):
@@ -132,19 +138,20 @@ def load_dataset(config: DatasetConfig) -> Dataset:
             f"{config.name}: the filters leave no training pair of {report['train']['dropped']} "
             f"({report['train']}): check dataset.max_length_ratio and dataset.max_characters"
         )
-    if config.distilled:
-        sources, _ = splits["train"].texts()
-        targets = _translations(config.distilled, len(sources))
-        reasons = [_filtered_by(*pair, config) for pair in zip(sources, targets, strict=True)]
-        kept = np.flatnonzero([not reason for reason in reasons])
-        if not len(kept):
-            raise UserError(f"dataset.distilled: the filters leave no translation of {config.distilled}")
-        splits["train"] = Joined(
-            splits["train"], Retranslated(Selected(splits["train"], kept), [targets[i] for i in kept])
-        )
-        filtered = {reason: report["train"][reason] + reasons.count(reason) for reason in FILTERS}
-        report["train"] = {**report["train"], "dropped": sum(filtered.values()), **filtered}
-        digest.update("\n".join(["distilled", *targets, ""]).encode())
+    own = splits["train"]
+    for key in TRANSLATED:
+        if file := getattr(config, key):
+            sources, targets = own.texts()
+            lines = _translations(key, file, len(own))
+            pairs = list(zip(sources, lines, strict=True) if key == "distilled" else zip(lines, targets, strict=True))
+            reasons = [_filtered_by(*pair, config) for pair in pairs]
+            kept = np.flatnonzero([not reason for reason in reasons])
+            if not len(kept):
+                raise UserError(f"dataset.{key}: the filters leave no translation of {file}")
+            splits["train"] = Joined(splits["train"], Translated(Selected(own, kept), [pairs[i] for i in kept]))
+            filtered = {reason: report["train"][reason] + reasons.count(reason) for reason in FILTERS}
+            report["train"] = {**report["train"], "dropped": sum(filtered.values()), **filtered}
+            digest.update("\n".join([key, *lines, ""]).encode())
     if config.bidirectional:
         splits["train"] = Joined(splits["train"], Swapped(splits["train"]))
         digest.update(b"bidirectional\n")
@@ -285,37 +292,39 @@ class Swapped:
 
 
 @dataclass(frozen=True)
-class Retranslated:
-    """Pairs with other targets: a `PairSource`. Its records are as the dataset has them."""
+class Translated:
+    """Pairs with a side that is a translation of the other: a `PairSource`. Its records are as the dataset has them."""
 
     pairs: PairSource
-    targets: list[str]
+    translated: list[tuple[str, str]]
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.translated)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        return self.pairs[index][0], self.targets[index]
+        return self.translated[index]
 
     def record(self, index: int) -> dict[str, Any]:
         return self.pairs.record(index)
 
     def texts(self) -> tuple[list[str], list[str]]:
-        return self.pairs.texts()[0], self.targets
+        return [source for source, _ in self.translated], [target for _, target in self.translated]
 
 
-def _translations(name: str, count: int) -> list[str]:
-    """The lines of dataset.distilled. Raises: UserError unless there are `count`."""
+def _translations(key: str, name: str, count: int) -> list[str]:
+    """The lines of the file that dataset.KEY names. Raises: UserError unless there are `count`."""
     from transformer_jax.data.parallel_text import read_lines
 
     file = Path(name).expanduser()
     if not file.is_file():
-        raise UserError(f"dataset.distilled names {file}, which is not a file")
+        raise UserError(f"dataset.{key} names {file}, which is not a file")
     lines = list(read_lines(file))
     if len(lines) != count:
+        side, run = ("source", "run") if key == "distilled" else ("target", "run of the other direction")
         raise UserError(
-            f"dataset.distilled: {file} has {len(lines):,} lines, and there are {count:,} training pairs. It must have "
-            "a translation of each source, in order, as evaluate.py RUN --split=train writes with the same dataset"
+            f"dataset.{key}: {file} has {len(lines):,} lines, and there are {count:,} training pairs. It must have "
+            f"a translation of each {side}, in order, as evaluate.py --split=train writes for a {run} with the same "
+            "dataset"
         )
     return lines
 
