@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from experiments.command_line import load_config
 from transformer_jax.training.checkpoints import Checkpoints
@@ -115,12 +116,14 @@ TIMES = {"target_tokens_per_second", "step_seconds", "evaluation_seconds", "comp
 def arrays(run: Path) -> dict[str, np.ndarray]:
     """Every array of every checkpoint of a run that was trained with FULL, by step and path."""
     found = {}
-    with Checkpoints(run / "checkpoints") as checkpoints:
+    with Checkpoints(run / "checkpoints") as checkpoints, ocp.PyTreeCheckpointer() as reader:
         for step in checkpoints.steps():
-            for part in ("step", "params", "ema_params", "opt_state", "evaluated"):
-                tree = checkpoints.restore_parameters(step, part)
-                for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-                    found[f"{step}/{part}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
+            folder = run / "checkpoints" / str(step) / "state"
+            kinds = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), reader.metadata(folder).item_metadata.tree)
+            state = reader.restore(folder, restore_args=kinds)
+            assert {"step", "params", "ema_params", "opt_state", "evaluated"} <= state.keys()
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+                found[f"{step}/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(leaf)
     return found
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from experiments.command_line import default_config
-from tests.models.tiny import QUICK
 from transformer_jax.analysis.run import load_run
 from transformer_jax.conversion.bert import config_of, leaves, mapping, settings_of
 from transformer_jax.conversion.mapping import flatten, unflatten
@@ -38,7 +37,7 @@ def read_fixture(name: str) -> tuple[EncoderConfig, dict[str, np.ndarray], dict[
 
 def apply(c: EncoderConfig, params: Any, *args: Any) -> np.ndarray:
     model = Classifier(c) if isinstance(c, ClassifierConfig) else MaskedLanguageModel(c)
-    run = jax.jit(lambda p, a: model.apply({"params": p}, *a), compiler_options=QUICK)
+    run = jax.jit(lambda p, a: model.apply({"params": p}, *a))
     return np.asarray(run(params, args))
 
 

@@ -11,7 +11,6 @@ import sentencepiece
 from safetensors.flax import save_file
 
 from tests.conversion.checkpoints import piece_model, read_fixture, write_folder
-from tests.models.tiny import QUICK
 from transformer_jax.conversion import gpt2, marian
 from transformer_jax.conversion.mapping import unflatten
 from transformer_jax.conversion.registry import format_of_folder
@@ -48,7 +47,7 @@ def test_logits_equal_those_of_marian_and_pegasus(name, tmp_path):
     numbers = marian.numbers_here(there, VOCABULARY, 1)
     source, target = numbers[given["source"]], numbers[given["target"]]
     source[given["source"] == VOCABULARY - 1] = 0
-    apply = jax.jit(EncoderDecoder(model).apply, compiler_options=QUICK)
+    apply = jax.jit(EncoderDecoder(model).apply)
     logits = np.asarray(apply({"params": unflatten(flat)}, source, target))
     assert given["logits"].std() > 0.5
     np.testing.assert_allclose(logits[..., numbers], given["logits"], atol=1e-4)
@@ -67,7 +66,7 @@ def test_logits_equal_those_of_gpt2(tmp_path):
         params = unflatten(table.ours(tensors, "x"))
         numbers = gpt2.order(config, end)
         assert numbers[end] == 1
-        apply = jax.jit(LanguageModel(config).apply, compiler_options=QUICK)
+        apply = jax.jit(LanguageModel(config).apply)
         inputs = numbers[given["inputs"]]
         logits = np.asarray(apply({"params": params}, inputs))
         np.testing.assert_allclose(logits[..., numbers], given["logits"], atol=1e-4)

@@ -5,14 +5,13 @@ more are looked at) less than once in a thousand. Seeds are fixed: nothing here 
 """
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.tiny import QUICK, random_parameters, tiny_config, token_batch
+from tests.models.tiny import random_parameters, tiny_config, token_batch
 from transformer_jax.models import attention, seq2seq, transformer
 from transformer_jax.models.layers import dropout, fold_in, row_seeds
 
@@ -155,7 +154,7 @@ def test_no_two_dropout_sites_of_a_model_share_their_seeds(monkeypatch: pytest.M
     )
     params, (source, target) = random_parameters(config), token_batch()
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def forward(seeds):
         model = transformer.EncoderDecoder(config)
         return model.apply({"params": params}, source, target, seeds, 0.1, method="hidden")

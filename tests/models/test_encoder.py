@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tests.models.tiny import QUICK, drawn_like
+from tests.models.tiny import drawn_like
 from transformer_jax.errors import UserError
 from transformer_jax.models.encoder import (
     Classifier,
@@ -51,7 +51,7 @@ def parameters(c: EncoderConfig) -> Any:
 
 
 def apply(c: EncoderConfig, params: Any, *args: Any) -> np.ndarray:
-    run = jax.jit(lambda p, a: model_of(c).apply({"params": p}, *a), compiler_options=QUICK)
+    run = jax.jit(lambda p, a: model_of(c).apply({"params": p}, *a))
     return np.asarray(run(params, args))
 
 
@@ -78,7 +78,7 @@ def test_every_position_sees_its_whole_text_and_nothing_else() -> None:
         states = MaskedLanguageModel(c).apply({"params": changed}, np.arange(7)[None], segments, method="states")
         return jnp.square(states[0]).sum(axis=-1) + states[0].sum(axis=-1) + states[0, :, 0]
 
-    jacobian = jax.jit(jax.jacobian(at), compiler_options=QUICK)(params["embedding"]["embedding"])
+    jacobian = jax.jit(jax.jacobian(at))(params["embedding"]["embedding"])
     seen = np.abs(np.asarray(jacobian)).max(axis=2) > 1e-7
     np.testing.assert_array_equal(seen, segments[0][:, None] == segments[0][None])
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tests.models.tiny import QUICK, drawn_like
+from tests.models.tiny import drawn_like
 from transformer_jax.decoding.beam import BeamSearch, search
 from transformer_jax.decoding.interface import Requests, replace_rows
 from transformer_jax.models.language_model import (
@@ -37,7 +37,7 @@ def parameters(c: LanguageModelConfig) -> Any:
 
 
 def logits(c: LanguageModelConfig, params: Any, *args: Any) -> np.ndarray:
-    apply = jax.jit(lambda p, a: LanguageModel(c).apply({"params": p}, *a), compiler_options=QUICK)
+    apply = jax.jit(lambda p, a: LanguageModel(c).apply({"params": p}, *a))
     return np.asarray(apply(params, args))
 
 
@@ -74,7 +74,7 @@ def test_no_position_sees_what_follows_it() -> None:
         changed = {**params, "embedding": {"embedding": embedded}}
         return LanguageModel(c).apply({"params": changed}, np.arange(7)[None])[0].sum(axis=-1)
 
-    jacobian = jax.jit(jax.jacobian(at), compiler_options=QUICK)(params["embedding"]["embedding"])
+    jacobian = jax.jit(jax.jacobian(at))(params["embedding"]["embedding"])
     seen = np.abs(np.asarray(jacobian)).max(axis=2) > 1e-7
     np.testing.assert_array_equal(seen, np.tril(np.ones((7, 7), bool)))
 
@@ -88,8 +88,8 @@ def test_the_cache_gives_what_the_whole_pass_gives(positions: str) -> None:
     for row, document in zip(prompt, DOCUMENTS[:3], strict=True):
         row[: len(document)], row[len(document)] = document, 1
     K, T = 3, 6
-    cache = jax.jit(decoder.start, static_argnums=(2, 3), compiler_options=QUICK)(params, prompt, K, T)
-    step = jax.jit(decoder.step, compiler_options=QUICK)
+    cache = jax.jit(decoder.start, static_argnums=(2, 3))(params, prompt, K, T)
+    step = jax.jit(decoder.step)
     rng = np.random.default_rng(0)
     histories = np.zeros((3, K, 0), np.int32)
     fed = np.full((3, K), 3, np.int32)
@@ -114,8 +114,8 @@ def test_a_replaced_row_starts_anew_among_older_ones(positions: str) -> None:
     prompts = np.zeros((3, 9), np.int32)
     for row, document in zip(prompts, (DOCUMENTS[i] for i in (2, 1, 3)), strict=True):
         row[: len(document)], row[len(document)] = document, 1
-    start = jax.jit(decoder.start, static_argnums=(2, 3), compiler_options=QUICK)
-    step = jax.jit(decoder.step, compiler_options=QUICK)
+    start = jax.jit(decoder.start, static_argnums=(2, 3))
+    step = jax.jit(decoder.step)
     fed = np.random.default_rng(0).integers(4, 14, (5, 2, 1)).astype(np.int32)
     cache, found = start(params, prompts[:2], 1, 6), []
     for t in range(5):
@@ -185,7 +185,7 @@ def test_documents_that_begin_with_their_end() -> None:
     assert (found[..., [0, 2, 3]] < -1e3).all()
     task = LanguageModelTask(LanguageModel(c), LanguageModelTaskConfig(label_smoothing=0.0, loss_chunk=4))
     batch = {"inputs": begun, "targets": np.asarray([[*text, 1]]), "segments": np.ones_like(begun)}
-    _, sums = jax.jit(lambda p, b: task.loss(p, b, None), compiler_options=QUICK)(params, batch)
+    _, sums = jax.jit(lambda p, b: task.loss(p, b, None))(params, batch)
     log_p = np.asarray(jax.nn.log_softmax(found))[0]
     expected = -sum(log_p[i, token] for i, token in enumerate(batch["targets"][0]))
     assert float(sums["nll"]) == pytest.approx(expected, rel=1e-4)

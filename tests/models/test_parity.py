@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tests.models.tiny import QUICK, tiny_config
+from tests.models.tiny import tiny_config
 from transformer_jax.models.attention import MASKED, MultiHeadAttention
 from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder, TransformerConfig
 
@@ -60,7 +60,7 @@ def test_logits_equal_theirs(name: str) -> None:
     model = EncoderDecoder(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), given["source"], given["target"])["params"]
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, nn.unbox(shapes))
-    logits = jax.jit(model.apply, compiler_options=QUICK)({"params": params}, given["source"], given["target"])
+    logits = jax.jit(model.apply)({"params": params}, given["source"], given["target"])
     assert (given["source"] == 0).any()
     assert given["logits"].std() > 0.5
     np.testing.assert_allclose(logits, given["logits"], atol=1e-5, rtol=1e-5)
@@ -71,8 +71,8 @@ def test_cached_logits_equal_theirs(name: str) -> None:
     params, given = read(name)
     decoder = IncrementalDecoder(EncoderDecoder(CONFIGS[name]))
     length = given["target"].shape[1]
-    cache = jax.jit(decoder.start, static_argnums=(2, 3), compiler_options=QUICK)(params, given["source"], 1, length)
-    step = jax.jit(decoder.step, compiler_options=QUICK)
+    cache = jax.jit(decoder.start, static_argnums=(2, 3))(params, given["source"], 1, length)
+    step = jax.jit(decoder.step)
     fed = np.full((3, 1), 3, np.int32)
     for t in range(length):
         logits, cache = step(params, cache, fed)

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from tests.models.test_transformer import histories, survivors
-from tests.models.tiny import QUICK, drawn_like, token_batch
+from tests.models.tiny import drawn_like, token_batch
 from transformer_jax.decoding.interface import replace_rows
 from transformer_jax.errors import UserError
 from transformer_jax.models import recurrence
@@ -73,7 +73,7 @@ def test_contract(variant):
         cached = jax.lax.scan(step, first, (parents, tokens))[1]
         return apply(sources, target), wider, cached, apply(sources, later), apply(others, target)
 
-    logits, wider, cached, later, others = jax.jit(everything, compiler_options=QUICK)(params)
+    logits, wider, cached, later, others = jax.jit(everything)(params)
     assert (logits.shape, logits.dtype) == ((6, steps, 13), jnp.float32)
     np.testing.assert_allclose(wider[:, :steps], logits, atol=2e-5)
     np.testing.assert_allclose(survivors(cached, parents), logits.reshape(3, width, steps, -1), atol=2e-5)
@@ -98,7 +98,7 @@ def test_a_refilled_row_starts_anew_among_older_ones(attention):
         targets = np.concatenate([tokens[3:, 1], np.full((1, 2), 4)]).T.astype(np.int32)
         return logits[1], model.apply({"params": params}, np.repeat(source[2:], 2, axis=0), targets)[:, -1]
 
-    got, wanted = jax.jit(everything, compiler_options=QUICK)(params)
+    got, wanted = jax.jit(everything)(params)
     np.testing.assert_allclose(got, wanted, atol=2e-5)
 
 
@@ -108,13 +108,13 @@ def test_gradients_formed_after_the_scan_are_those_of_differentiation(monkeypatc
     model, params = make(attention=attention, **rates)
     batch, seeds = token_batch(), jnp.arange(3, dtype=jnp.uint32)
     loss = lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, *batch, seeds)))
-    after = jax.jit(jax.grad(loss), compiler_options=QUICK)(params)
+    after = jax.jit(jax.grad(loss))(params)
     plain = lambda step, weights, constants, carry, xs: jax.lax.scan(
         lambda carry, x: step(recurrence.direct(weights), constants, carry, x), carry, xs
     )
     for module in (recurrence, __import__("transformer_jax.models.recurrent", fromlist=["scan"])):
         monkeypatch.setattr(module, "scan", plain)
-    during = jax.jit(lambda p: jax.grad(loss)(p), compiler_options=QUICK)(params)
+    during = jax.jit(lambda p: jax.grad(loss)(p))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), after, during)
     assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(during)) > 1e-3
 
@@ -125,9 +125,7 @@ def test_each_dropout_is_drawn_from_the_seed(rate):
     model, params = make(attention="luong", dropout_rate=0.0, embedding_dropout_rate=0.0)
     dropping, _ = make(attention="luong", **{"dropout_rate": 0.0, "embedding_dropout_rate": 0.0, rate: 0.4})
     source, target = (np.repeat(side[:1], 64, axis=0) for side in token_batch())
-    apply = lambda m, *seeds: jax.jit(lambda p: m.apply({"params": p}, source, target, *seeds), compiler_options=QUICK)(
-        params
-    )
+    apply = lambda m, *seeds: jax.jit(lambda p: m.apply({"params": p}, source, target, *seeds))(params)
     without, dropped = apply(model), apply(dropping, jnp.arange(64, dtype=jnp.uint32))
     np.testing.assert_array_equal(apply(dropping), without)
     assert len({row.tobytes() for row in np.asarray(dropped)}) == 64

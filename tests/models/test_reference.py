@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.tiny import QUICK, random_parameters, tiny_config, token_batch
+from tests.models.tiny import random_parameters, tiny_config, token_batch
 from transformer_jax.models.reference import transformer
 from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder
 
@@ -32,8 +32,8 @@ def logits() -> Callable:
 def decoder() -> Any:
     class Jitted:
         plain = IncrementalDecoder(MODEL)
-        start = staticmethod(jax.jit(plain.start, static_argnums=(2, 3), compiler_options=QUICK))
-        step = staticmethod(jax.jit(plain.step, compiler_options=QUICK))
+        start = staticmethod(jax.jit(plain.start, static_argnums=(2, 3)))
+        step = staticmethod(jax.jit(plain.step))
         reorder = staticmethod(jax.jit(plain.reorder))
 
     return Jitted

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tests.models.tiny import BASE, QUICK, random_parameters, run, tiny_config, token_batch
+from tests.models.tiny import BASE, random_parameters, run, tiny_config, token_batch
 from transformer_jax.models.layers import row_seeds
 from transformer_jax.models.positions import sinusoidal
 from transformer_jax.models.seq2seq import Segments
@@ -56,7 +56,7 @@ def test_a_bias_on_logits() -> None:
     np.testing.assert_allclose(found, run(without, rest, source, target) + bias, atol=2e-5)
     task = TranslationTask(EncoderDecoder(biased), TaskConfig(0.1, "none", 0.0, 0.0, loss_chunk=4))
     loss = lambda p, source, target: task.loss(p, {"source": source, "target": target}, None)[0]
-    value, gradient = jax.jit(jax.value_and_grad(loss), compiler_options=QUICK)(params, source, target)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params, source, target)
     real = np.asarray(target).reshape(-1) != 0
     rows = jnp.asarray(found).reshape(-1, found.shape[-1])[real]
     smoothed = lambda b: cross_entropy(rows + b, jnp.asarray(target).reshape(-1)[real], 0.1)[0].sum()
@@ -176,7 +176,7 @@ def loss_and_gradients(config: TransformerConfig) -> Any:
     source, target = token_batch(seed=7)
     seeds = row_seeds(0, 0, jnp.arange(3))
     apply = lambda p: EncoderDecoder(config).apply({"params": p}, source, target, seeds)
-    compiled = jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(apply(p)))), compiler_options=QUICK)
+    compiled = jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(apply(p)))))
     value, gradients = compiled(params if config.scan_layers else unroll(params))
     return value, unroll(gradients)
 

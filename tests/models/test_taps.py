@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.tiny import BASE, QUICK, random_parameters, run, tiny_config, token_batch
+from tests.models.tiny import BASE, random_parameters, run, tiny_config, token_batch
 from transformer_jax.errors import UserError
 from transformer_jax.models.taps import COLLECTION, Interventions
 from transformer_jax.models.transformer import EncoderDecoder, IncrementalDecoder
@@ -44,7 +44,7 @@ NAMES = {
 def captured(config: Any, params: Any, *args: Any, method: Any = None) -> tuple[Any, dict[str, Any]]:
     """The output, and the activations by name."""
     apply = lambda p, a: EncoderDecoder(config).apply({"params": p}, *a, method=method, mutable=[COLLECTION])
-    output, state = jax.jit(apply, compiler_options=QUICK)(params, args)
+    output, state = jax.jit(apply)(params, args)
     flat = jax.tree_util.tree_leaves_with_path(state.get(COLLECTION, {}))
     return output, {"/".join(key.key for key in path[:-1]): leaf for path, leaf in flat}
 
@@ -64,7 +64,7 @@ def test_the_compiled_step_is_the_same_with_and_without_points(monkeypatch, chan
     def programs() -> tuple[str, list[str]]:
         loss = lambda p, batch: task.loss(p, batch, jnp.arange(3, dtype=jnp.uint32))[0]
         lowered = jax.jit(jax.grad(loss)).lower(params, batch)
-        return lowered.as_text(), without_metadata(lowered.compile(QUICK).as_text())
+        return lowered.as_text(), without_metadata(lowered.compile().as_text())
 
     with_points = programs()
     for name, module in list(sys.modules.items()):
@@ -131,7 +131,7 @@ def test_edits_replace_what_passes_in_their_order():
 
     def apply(edits: dict[str, Any]) -> Any:
         model = EncoderDecoder(config, interventions=Interventions(edits))
-        return jax.jit(lambda p: model.apply({"params": p}, *batch), compiler_options=QUICK)(params)
+        return jax.jit(lambda p: model.apply({"params": p}, *batch))(params)
 
     def note(value: Any, name: str) -> Any:
         seen.append(name)

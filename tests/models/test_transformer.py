@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from tests.models.tiny import BASE, QUICK, random_parameters, run, tiny_config, token_batch
+from tests.models.tiny import BASE, random_parameters, run, tiny_config, token_batch
 from transformer_jax.decoding.interface import replace_rows
 from transformer_jax.errors import UserError
 from transformer_jax.models.layers import row_seeds
@@ -151,7 +151,7 @@ def test_contract(variant: str, beams: dict[str, np.ndarray], base_logits: np.nd
         first = (decoder.start(params, beams["source"], width, steps), jnp.full((3, width), 3, jnp.int32))
         return logits, wider, jacobian, jax.lax.scan(step, first, (parents, beams["tokens"]))[1]
 
-    logits, wider, jacobian, cached = jax.jit(everything, compiler_options=QUICK)(params)
+    logits, wider, jacobian, cached = jax.jit(everything)(params)
     assert logits.shape == (3 * width, steps, 13)
     assert logits.dtype == wider.dtype == cached.dtype == jnp.float32
     near = dict(rtol=0, atol=2e-5 if config.dtype == "float32" else 0.1)
@@ -220,7 +220,7 @@ def test_a_refilled_row_starts_anew_among_older_ones(changes: dict[str, Any]) ->
         ]
         return jnp.concatenate([first, second]), whole
 
-    got, (old, new) = jax.jit(everything, compiler_options=QUICK)(params)
+    got, (old, new) = jax.jit(everything)(params)
     np.testing.assert_allclose(got[:5, 0].swapaxes(0, 1), old, rtol=0, atol=2e-5)
     np.testing.assert_allclose(got[3:, 1].swapaxes(0, 1), new, rtol=0, atol=2e-5)
 

@@ -54,8 +54,8 @@ def other(data, tmp_path_factory):
 
 
 def tree(run, step, part):
-    prefix = f"{step}/{part}["
-    return {name.split("[", 1)[1]: value for name, value in arrays(run).items() if name.startswith(prefix)}
+    prefix = f"{step}/{part}/"
+    return {name.removeprefix(prefix): value for name, value in arrays(run).items() if name.startswith(prefix)}
 
 
 def test_a_whole_run_is_taken_with_its_tokenizer_average_and_a_fresh_optimizer(data, other, tmp_path, capfd):

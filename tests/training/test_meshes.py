@@ -18,10 +18,9 @@ OPTIMIZERS = ["muon", "schedule_free_adamw"]
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.meshes"],
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "XLA_FLAGS": quick, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,

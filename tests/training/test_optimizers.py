@@ -1,7 +1,6 @@
 """Schedules at their corners; every optimizer learns; what Muon, clipping and Schedule-Free do."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from tests.models.tiny import QUICK, random_parameters, tiny_config
+from tests.models.tiny import random_parameters, tiny_config
 from transformer_jax.errors import UserError
 from transformer_jax.training.optimizers import (
     OptimizerConfig,
@@ -80,7 +79,7 @@ def test_every_optimizer_learns(name: str) -> None:
     loss = lambda p: jnp.mean((x @ p["layer"]["kernel"] + p["layer"]["bias"] - x @ wanted) ** 2)
     optimizer = make_optimizer(OPTIMIZERS[name], 100)
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def step(params: Any, state: Any) -> Any:
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
@@ -97,7 +96,7 @@ def first_update(config: OptimizerConfig, params: Any) -> tuple[dict[tuple[str, 
     rng = np.random.default_rng(1)
     gradients = jax.tree.map(lambda p: jnp.float32(rng.standard_normal(p.shape)), params)
     optimizer = make_optimizer(config, 100)
-    updates, state = jax.jit(optimizer.update, compiler_options=QUICK)(gradients, optimizer.init(params), params)
+    updates, state = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
     return flatten_dict(jax.tree.map(np.asarray, updates)), state
 
 

@@ -36,7 +36,6 @@ def start(count: int, *words: object) -> list[subprocess.Popen[str]]:
         "TRANSFORMER_JAX_PREPARED": "1",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
     }
     members = []
     for index in range(count):

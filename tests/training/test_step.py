@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.models.tiny import QUICK, random_parameters, run
+from tests.models.tiny import random_parameters, run
 from tests.training.tiny_training import GUARD, make_batch, make_task
 from transformer_jax.models.layers import row_seeds
 from transformer_jax.training.losses import cross_entropy
@@ -24,7 +24,7 @@ def one_device_mesh() -> jax.sharding.Mesh:
 @functools.cache
 def compiled(regularizer: str, accumulation: int) -> Any:
     compute = sums_and_gradients(make_task(regularizer), one_device_mesh(), accumulation)
-    return jax.jit(compute, compiler_options=QUICK)
+    return jax.jit(compute)
 
 
 def assert_close(a: Any, b: Any, rtol: float = 1e-5) -> None:
@@ -53,7 +53,7 @@ def test_a_batch_of_padding_has_no_loss_and_no_gradients() -> None:
 def test_the_loss_without_dropout_is_the_cross_entropy_of_the_logits() -> None:
     task, batch = make_task("r_drop"), make_batch()  # a regulariser is part of training alone
     params = random_parameters(task.model.config)
-    loss, sums = jax.jit(task.loss, compiler_options=QUICK)(params, batch, None)
+    loss, sums = jax.jit(task.loss)(params, batch, None)
     logits = run(task.model.config, params, batch["source"], batch["target"])
     targets = batch["target"].reshape(-1)
     smoothed, nll = cross_entropy(logits.reshape(targets.size, -1), targets, 0.1)
