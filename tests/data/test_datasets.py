@@ -134,6 +134,9 @@ def test_training_pairs_can_be_there_with_translations_of_one_side_too(key, tmp_
     file.write_text("Satz\n")
     with pytest.raises(UserError, match=r"teacher.txt has 1 lines, and there are 50 training pairs"):
         load(**{key: str(file)})
+    file.write_text("".join(f"{own}\n" for own in kept))
+    with pytest.raises(UserError, match=r"teacher.txt has the text itself. It must have a translation of each"):
+        load(**{key: str(file)})
     with pytest.raises(UserError, match=rf"dataset\.{key} names .*nothing.txt, which is not a file"):
         load(**{key: str(tmp_path / "nothing.txt")})
 

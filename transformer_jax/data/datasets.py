@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -142,7 +142,7 @@ def load_dataset(config: DatasetConfig) -> Dataset:
     for key in TRANSLATED:
         if file := getattr(config, key):
             sources, targets = own.texts()
-            lines = _translations(key, file, len(own))
+            lines = _translations(key, file, sources if key == "distilled" else targets)
             pairs = list(zip(sources, lines, strict=True) if key == "distilled" else zip(lines, targets, strict=True))
             reasons = [_filtered_by(*pair, config) for pair in pairs]
             kept = np.flatnonzero([not reason for reason in reasons])
@@ -311,22 +311,25 @@ class Translated:
         return [source for source, _ in self.translated], [target for _, target in self.translated]
 
 
-def _translations(key: str, name: str, count: int) -> list[str]:
-    """The lines of the file that dataset.KEY names. Raises: UserError unless there are `count`."""
+def _translations(key: str, name: str, texts: Sequence[str]) -> list[str]:
+    """The lines of the file that dataset.KEY names. Raises: UserError unless they may be translations of the texts."""
     from transformer_jax.data.parallel_text import read_lines
 
     file = Path(name).expanduser()
     if not file.is_file():
         raise UserError(f"dataset.{key} names {file}, which is not a file")
     lines = list(read_lines(file))
-    if len(lines) != count:
-        side, run = ("source", "run") if key == "distilled" else ("target", "run of the other direction")
-        raise UserError(
-            f"dataset.{key}: {file} has {len(lines):,} lines, and there are {count:,} training pairs. It must have "
-            f"a translation of each {side}, in order, as evaluate.py --split=train writes for a {run} with the same "
-            "dataset"
-        )
-    return lines
+    if len(lines) != len(texts):
+        problem = f"has {len(lines):,} lines, and there are {len(texts):,} training pairs"
+    elif 2 * sum(map(str.__eq__, lines, texts)) > len(texts):
+        problem = "has the text itself"
+    else:
+        return lines
+    side, run = ("source", "run") if key == "distilled" else ("target", "run of the other direction")
+    raise UserError(
+        f"dataset.{key}: {file} {problem}. It must have a translation of each {side}, in order, as evaluate.py "
+        f"--split=train writes for a {run} with the same dataset"
+    )
 
 
 @dataclass(frozen=True)
