@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from transformer_jax.analysis.ensemble import EnsembleRun
 from transformer_jax.analysis.run import Run
@@ -22,6 +20,7 @@ from transformer_jax.analysis.translation import TranslationRun
 from transformer_jax.distributed import is_main
 from transformer_jax.errors import UserError
 from transformer_jax.evaluation.bleu import translation_scores
+from transformer_jax.progress import counted
 from transformer_jax.run_directory import AVERAGED, git_state, write_json, write_text
 
 PACKAGES = ("jax", "flax", "numpy", "sacrebleu", "sentencepiece")
@@ -60,11 +59,10 @@ def evaluate_run(
     translator = run.translator(**decoding)
     name, record = _begin(run, sources, references, data, asdict(translator.config))
     begin = time.monotonic()
-    with tqdm(total=len(sources), unit=" lines", disable=None if is_main() else True, file=sys.stderr) as bar:
-        translations = []
-        for best in translator.stream(sources):
-            translations.append(best[0].text)
-            bar.update()
+    found = translator.stream(sources)
+    if is_main():
+        found = counted(found, "translating", len(sources))
+    translations = [best[0].text for best in found]
     seconds = time.monotonic() - begin
     log_probs, tokens = reference_log_probs(run, sources, references)
     text, columns, _ = _files(run, name)

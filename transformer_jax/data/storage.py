@@ -13,9 +13,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
-from tqdm import tqdm
 
 from transformer_jax.data.cache import cache_directory, exclusive
+from transformer_jax.progress import counted
 
 Example = Mapping[str, Any]
 TEXT = {"source": tfds.features.Text(), "target": tfds.features.Text()}
@@ -61,10 +61,10 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
 
 
 def progress(items: Iterator[Any], description: str, total: int | None = None) -> Iterator[Any]:
-    """`items`, counted on stderr: as a bar on a terminal, as one line otherwise."""
+    """`items`, counted on stderr; where that is no terminal, a line says at once what is done."""
     if not sys.stderr.isatty():
         print(description, file=sys.stderr, flush=True)
-    yield from tqdm(items, description, total, unit=" examples", leave=False, disable=None, file=sys.stderr)
+    yield from counted(items, description, total, "examples")
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:

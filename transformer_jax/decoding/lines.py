@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
 from transformer_jax.decoding.translator import Translation, Translator
 from transformer_jax.errors import UserError
+from transformer_jax.progress import counted
 
 
 def read_lines(names: Sequence[str], stdin: IO[bytes]) -> Iterator[str]:
@@ -86,14 +85,10 @@ def format_best(translations: Sequence[Translation], number: int, scores: bool) 
 def translate_lines(
     translator: Translator, lines: Iterable[str], output: IO[str], scores: bool, total: int | None = None
 ) -> None:
-    """Writes translations as they come, in order, with a progress bar on a terminal's stderr, and then a
-    summary.
-    """
+    """Writes translations as they come, in order, with progress on stderr, and then a summary."""
     begin = time.monotonic()
-    with tqdm(total=total, unit=" lines", disable=None, file=sys.stderr) as bar:
-        for number, best in enumerate(translator.stream(lines), 1):
-            output.write(format_best(best, number, scores) + "\n")
-            bar.update()
+    for number, best in enumerate(counted(translator.stream(lines), "translating", total), 1):
+        output.write(format_best(best, number, scores) + "\n")
     seconds = time.monotonic() - begin
     report = translator.report
     print(f"{report}; {seconds:.1f} s, {report.lines / seconds:.1f} lines/s", file=sys.stderr)

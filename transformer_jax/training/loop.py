@@ -30,6 +30,7 @@ from transformer_jax.errors import RunFailed, UserError
 from transformer_jax.experiment import EvaluationConfig, RunConfig, parse_config, plain
 from transformer_jax.families.family import Experiment
 from transformer_jax.families.registry import find_family
+from transformer_jax.progress import Progress
 from transformer_jax.run_directory import RunDirectory
 from transformer_jax.sharding import make_mesh, own_blocks, place_batch
 from transformer_jax.training import replay, tracking
@@ -39,7 +40,6 @@ from transformer_jax.training.initialization import adopt_tokenizer, initialize
 from transformer_jax.training.metric_writer import MetricWriter, NoMetrics, read_metrics
 from transformer_jax.training.optimizers import evaluation_parameters
 from transformer_jax.training.program import make_program
-from transformer_jax.training.progress import Progress
 from transformer_jax.training.resuming import safe_changes
 from transformer_jax.training.saved_steps import SavedSteps, to_stderr
 from transformer_jax.training.signals import StopRequests, Terminated

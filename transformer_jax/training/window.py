@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from transformer_jax.host import peak_memory
+from transformer_jax.progress import Progress
 from transformer_jax.training.metric_writer import MetricWriter
-from transformer_jax.training.progress import Progress
 from transformer_jax.training.tasks import Task
 
 NO_SUMS = ("gradient_norm", "learning_rate", "skipped_steps", "skipped_in_a_row")

@@ -1,8 +1,10 @@
 """Progress: a bar on a terminal, few plain lines elsewhere."""
 
 import io
+import itertools
+import sys
 
-from transformer_jax.training.progress import Progress
+from transformer_jax.progress import Progress, counted
 
 
 class Terminal(io.StringIO):
@@ -26,7 +28,7 @@ def test_piped_output_is_a_few_plain_lines():
 
 def test_time_left_counts_from_the_first_step_not_from_compiling(monkeypatch):
     clock = iter([500.0, 525.0])
-    monkeypatch.setattr("transformer_jax.training.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("transformer_jax.progress.time.monotonic", lambda: next(clock))
     stream = io.StringIO()
     with Progress(1000, 900, stream) as progress:
         progress.update(901, {})
@@ -43,4 +45,27 @@ def test_a_terminal_gets_a_bar_and_messages_above_it():
     assert "10/10" in stream.getvalue()
     assert "loss 1" in stream.getvalue()
     assert "hello\n" in stream.getvalue()
+    assert "\r" in stream.getvalue()
+
+
+def test_what_is_counted_comes_as_it_is_and_is_told_every_twenty_seconds(monkeypatch, capsys):
+    clock = itertools.count(500.0, 15.0)
+    monkeypatch.setattr("transformer_jax.progress.time.monotonic", lambda: next(clock))
+    assert list(counted(iter("abcde"), "translating", 5)) == list("abcde")
+    assert capsys.readouterr().err.splitlines() == [
+        "translating: 2/5 lines  00:45 left",
+        "translating: 4/5 lines  00:15 left",
+    ]
+    assert list(counted("abc", "reading", unit="pages")) == list("abc")
+    assert capsys.readouterr().err == "reading: 2 pages\n"
+    monkeypatch.undo()
+    assert list(counted("abc", "quick", 3)) == list("abc")
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_counted_is_a_bar_on_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    assert list(counted("abc", "translating", 3)) == list("abc")
+    assert "translating: " in stream.getvalue()
+    assert "0/3" in stream.getvalue()
     assert "\r" in stream.getvalue()

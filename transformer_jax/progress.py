@@ -1,11 +1,32 @@
-"""Progress of a long loop: a bar on a terminal, a plain line every so often where output is piped."""
+"""Progress of long work: a bar on a terminal, a plain line every so often where output is piped."""
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Self, TextIO
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Self, TextIO, TypeVar
 
 from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+def counted(
+    items: Iterable[Item], description: str, total: int | None = None, unit: str = "lines", seconds: float = 20.0
+) -> Iterator[Item]:
+    """The items, counted on stderr as they come; piped, nothing is said of work of less than ``seconds``."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, description, total, unit=f" {unit}", leave=False, file=sys.stderr)
+        return
+    start = printed = time.monotonic()
+    for count, item in enumerate(items, 1):
+        now = time.monotonic()
+        if now - printed >= seconds:
+            printed = now
+            of, left = "", ""
+            if total:
+                of, left = f"/{total:,}", f"  {tqdm.format_interval((now - start) / count * (total - count))} left"
+            print(f"{description}: {count:,}{of} {unit}{left}", file=sys.stderr, flush=True)
+        yield item
 
 
 class Progress:
