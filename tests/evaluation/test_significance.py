@@ -97,7 +97,7 @@ def test_variance_of_seeds_is_told_from_that_of_the_test_set(references):
     low, high = wild.interval
     assert low < 0 < wild.difference < high
     text = " ".join(explain(wild, "new", "old"))
-    assert "Sentences, with these very models: significant" in text
+    assert "Test set, with these very models: significant" in text
     assert "Seeds, on this very test set: not significant" in text
     assert "more seeds would say more" in text
 

@@ -86,7 +86,8 @@ def test_a_study_makes_its_table_and_nothing_twice(config, tmp_path):
     three.write_report()
     assert "diversification" not in (tmp_path / "table.md").read_text()
     study.write_report()
-    taught.unlink()
+    for key in TEACHERS:
+        (tmp_path / f"{key}-1-2.txt").unlink()
     runs["diversification-from-1-2-1"].evaluate("validation", None)
 
     files = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("metrics.jsonl")}

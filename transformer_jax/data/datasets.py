@@ -139,11 +139,11 @@ def load_dataset(config: DatasetConfig) -> Dataset:
             f"({report['train']}): check dataset.max_length_ratio and dataset.max_characters"
         )
     own = splits["train"]
-    for key in TRANSLATED:
+    for side, key in enumerate(TRANSLATED):
         if file := getattr(config, key):
-            sources, targets = own.texts()
-            lines = _translations(key, file, sources if key == "distilled" else targets)
-            pairs = list(zip(sources, lines, strict=True) if key == "distilled" else zip(lines, targets, strict=True))
+            texts = own.texts()[side]
+            lines = _translations(key, file, texts)
+            pairs = list(zip(*((lines, texts) if side else (texts, lines)), strict=True))
             reasons = [_filtered_by(*pair, config) for pair in pairs]
             kept = np.flatnonzero([not reason for reason in reasons])
             if not len(kept):

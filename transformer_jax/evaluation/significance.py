@@ -207,7 +207,7 @@ def explain(result: MetricComparison, system: str, baseline: str) -> list[str]:
     unsure = result.bootstrap_p >= LEVEL and result.randomisation_p >= LEVEL
     verdict = "significant" if sure else "not significant" if unsure else "undecided, the two tests disagree"
     lines.append(
-        f"Sentences, with these very models: {verdict} (paired bootstrap p = {result.bootstrap_p:.4f}, approximate "
+        f"Test set, with these very models: {verdict} (paired bootstrap p = {result.bootstrap_p:.4f}, approximate "
         f"randomisation p = {result.randomisation_p:.4f}); standard error {result.test_set_error:.{digits}f}."
     )
     if result.seed_error is None or result.interval is None:
