@@ -20,7 +20,7 @@ def counted(
     start = printed = time.monotonic()
     for count, item in enumerate(items, 1):
         now = time.monotonic()
-        if now - printed >= seconds:
+        if count > 1 and now - printed >= seconds:  # the first one waits for programs to be compiled
             printed = now
             of, left = "", ""
             if total:
