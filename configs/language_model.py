@@ -138,6 +138,7 @@ def shakespeare_gpu(config: ConfigDict) -> None:
     config.model.embedding_dropout_rate = 0.2
     config.model.attention_dropout_rate = 0.2
     config.model.dtype = "bfloat16"
+    config.task.loss_chunk = 16_384
     config.optimizer.peak_learning_rate = 1e-3
     config.training.total_steps = 5000
     config.evaluation.stride = 256
@@ -155,6 +156,7 @@ def published(config: ConfigDict, layers: int, width: int, heads: int, length: i
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
     config.model.scan_layers = True
+    config.task.loss_chunk = 4096
     config.batching.length = length
     config.evaluation.stride = length
     config.decoding.max_tokens = length // 2

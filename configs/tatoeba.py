@@ -59,6 +59,7 @@ def get_config(variant: str = "small") -> ConfigDict:
         config.model.d_ff = 1024
         config.model.dtype = "bfloat16"
         config.model.dropout_rate = 0.3
+        config.task.loss_chunk = 16_384
         config.optimizer.peak_learning_rate = 1.5e-3
         config.optimizer.warmup_steps = 800
         config.training.total_steps = 6000

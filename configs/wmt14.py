@@ -34,6 +34,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     config.model.activation = "relu"
     config.model.tie_embeddings = "all"
     config.task.label_smoothing = 0.1
+    config.task.loss_chunk = 4096
     config.optimizer.name = "adam"
     config.optimizer.schedule = "inverse_square_root"
     config.optimizer.warmup_steps = 4000

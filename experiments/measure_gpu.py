@@ -55,14 +55,13 @@ def commands(folder: str, seconds: float, data: dict[str, str | None]) -> Comman
     """
     speed, turns = [f"--seconds={seconds:g}"], [f"--seconds={seconds:g}", "--rounds=2"]
     output = lambda name: f"--output={folder}/{name}.json"
-    pairs = {
+    pairs: dict[str, object] = {
         "dataset.name": "parallel_text",
         "dataset.path": f"{folder}/pairs",
         "dataset.train": "train.en,train.de",
         "dataset.validation": "validation.en,validation.de",
         "dataset.test": "test.en,test.de",
         "model.dtype": "bfloat16",
-        "task.loss_chunk": 4096,
     }
     text = {
         "dataset.name": "text_files",
@@ -72,14 +71,11 @@ def commands(folder: str, seconds: float, data: dict[str, str | None]) -> Comman
         "batching.rows": 32,
         "model.remat": "none",
         "model.scan_layers": False,
-        "task.loss_chunk": 8192,
     }
     # Few shapes: a GPU's compiler tries out every product of each. The peers read no rows of several pairs.
     packed, apart = {"batching.packed_length": 128, "batching.num_shapes": 2}, {"batching.num_shapes": 3}
     base, big = (["--config=configs/wmt14.py:" + size, *_set(pairs | packed)] for size in ("base", "big"))
     gpt = ["--config=configs/language_model.py:gpt2", *_set(text)]
-    # Vocabularies are small there, so all logits are held at once, without a loop that waits for the host.
-    whole = {"task.loss_chunk": 16384}
     beam = ["--random", "--forced_tokens=25", "--lines=3000", "--beam_size=5", "--batch_size=1024"]
     found: Commands = {
         "base": [[BENCHMARK, "train", *base, *speed, output("base")]],
@@ -87,15 +83,17 @@ def commands(folder: str, seconds: float, data: dict[str, str | None]) -> Comman
         "beam": [[BENCHMARK, "decode", *beam, *base, output("beam")]],
         "big": [[BENCHMARK, "train", *big, *speed, output("big")]],
     }
+    # That config is a CPU's too: here all logits are held at once, without a loop that waits for the host.
+    captions = {"dataset.path": data["multi30k"], "task.loss_chunk": 16384}
     trained: dict[str, tuple[str, dict[str, Any]]] = {
         "shakespeare": ("configs/language_model.py:shakespeare-gpu", {"dataset.path": data["shakespeare"]}),
-        **{f"multi30k-{n}": ("configs/multi30k.py:best", {"dataset.path": data["multi30k"], "seed": n}) for n in SEEDS},
+        **{f"multi30k-{n}": ("configs/multi30k.py:best", {**captions, "seed": n}) for n in SEEDS},
         "tatoeba": ("configs/tatoeba.py:gpu", {"dataset.path": data["tatoeba"]}),
     }
     if not data["tatoeba"]:
         del trained["tatoeba"]
     for name, (spec, values) in trained.items():
-        run, given = f"{folder}/{name}", _set({key: value for key, value in values.items() if value} | whole)
+        run, given = f"{folder}/{name}", _set({key: value for key, value in values.items() if value})
         found[name] = [
             ["experiments/train.py", f"--config={spec}", *given, f"--workdir={run}"],
             ["experiments/evaluate.py", run, "--split=validation"],

@@ -109,7 +109,8 @@ def test_attention_is_captured_the_plain_way_and_agrees_with_a_kernel_that_hides
     calls, kernel = [], jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, **kw: calls.append(kw) or kernel(*a, **kw))
     np.testing.assert_allclose(run(other, params, *batch), run(plain, params, *batch), atol=2e-5)
-    assert calls == [{"implementation": "xla"}] * 3
+    # The encoder's attention, the decoder's own, and that to the encoder.
+    assert calls == [{"is_causal": causal, "implementation": "xla"} for causal in (False, True, False)]
     logits, points = captured(other, params, *batch)
     expected, plainly = captured(plain, params, *batch)
     np.testing.assert_array_equal(logits, expected)

@@ -186,6 +186,7 @@ class Layer(nn.Module):
     """
 
     config: BlockConfig
+    causal: bool
     has_memory: bool
 
     def setup(self) -> None:
@@ -232,7 +233,10 @@ class Layer(nn.Module):
         seeds = fold_in(seeds, index)
         self_seeds, cross_seeds = fold_in(seeds, "self"), fold_in(seeds, "cross")
         x = self._residual(
-            x, "self_attention", lambda h: self.self_attention(h, h, self_bias, positions, self_seeds), seeds
+            x,
+            "self_attention",
+            lambda h: self.self_attention(h, h, self_bias, positions, self_seeds, self.causal),
+            seeds,
         )
         if memory is not None:
             x = self._residual(
@@ -249,7 +253,7 @@ class Layer(nn.Module):
 
         def self_attention(h: Array) -> Array:
             q, kept["key"], kept["value"] = self.self_attention.project(h, positions)
-            return self.self_attention.attend(q, kept["key"], kept["value"], self_bias)
+            return self.self_attention.attend(q, kept["key"], kept["value"], self_bias, causal=self.causal)
 
         x = self._residual(x, "self_attention", self_attention, None)
         return self._residual(x, "feed_forward", lambda h: self.feed_forward(h, None), None), kept["key"], kept["value"]
@@ -330,10 +334,10 @@ class Stack(nn.Module):
                 in_axes=(0, 0 if self.own_bias else nn.broadcast, *broadcast),
                 length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(c, self.has_memory)
+            )(c, self.causal, self.has_memory)
         else:
             for i in range(self.num_layers):
-                setattr(self, f"layer_{i}", layer(c, self.has_memory))
+                setattr(self, f"layer_{i}", layer(c, self.causal, self.has_memory))
         if c.positions == "relative":
             self.relative_bias = RelativeBias(c.num_heads, bidirectional=not self.causal)
         if c.norm_placement == "pre":
