@@ -169,9 +169,14 @@ class FeedForward(nn.Module):
             ((c.d_model, 2, c.d_ff), ("embed", "gate", "mlp")) if gated else ((c.d_model, c.d_ff), ("embed", "mlp"))
         )
         kernel, bias = Weights(shape, axes, use_bias=c.feed_forward_bias, name="input")()
-        hidden = product(x, kernel, c.product_dtype)
-        hidden = hidden if bias is None else hidden + bias.astype(x.dtype)
-        hidden = tap(self, "neurons", act(hidden[..., 0, :]) * hidden[..., 1, :] if gated else act(hidden))
+
+        def activate(hidden: Array, bias: Array | None) -> Array:
+            hidden = hidden if bias is None else hidden + bias.astype(hidden.dtype)
+            return act(hidden[..., 0, :]) * hidden[..., 1, :] if gated else act(hidden)
+
+        if c.activation != "relu":  # which is known backwards from its output; of others the product alone is kept
+            activate = jax.checkpoint(activate)
+        hidden = tap(self, "neurons", activate(product(x, kernel, c.product_dtype), bias))
         hidden = dropout(hidden, seeds, "activation", c.activation_dropout_rate)
         kernel, bias = Weights((c.d_ff, c.d_model), ("mlp", "embed"), use_bias=c.feed_forward_bias, name="output")()
         y = product(hidden, kernel, c.product_dtype)
