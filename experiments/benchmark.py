@@ -13,6 +13,7 @@
     python experiments/benchmark.py scan --config=configs/phrases.py --of=model.d_model=64,128 --of=model.d_ff=256,512
     python experiments/benchmark.py quality --config=configs/multi30k.py:ten_minutes  # BLEU, and how long it takes
     python experiments/benchmark.py memory --config=configs/wmt14.py:base --vocabularies=8000,37000 --lengths=256,512
+    python experiments/benchmark.py memory --config=configs/language_model.py:gpt2 --target=h100      # where there is none
     python experiments/benchmark.py train --config=configs/multi30k.py:tiny --against=marian --rounds=3
     python experiments/benchmark.py decode runs/multi30k-tiny --beam_size=5 --against=ctranslate2,joeynmt
     python experiments/benchmark.py start runs/multi30k-tiny --against=transformers
@@ -20,7 +21,7 @@
 
 Nothing is kept of what is trained. A scan varies keys of the config together, or batch_tokens, length, vocabulary,
 depth or devices around the config's own. A profile is a table of milliseconds by module, and a trace for Perfetto or
-for TensorBoard's profile page. `memory` runs nothing: it is what XLA plans. quality trains the whole config with
+for TensorBoard's profile page. `memory` runs nothing: it is what XLA plans, with --target for a GPU that is not here. quality trains the whole config with
 nothing cached and scores it on validation. start, scan, quality and all measure in processes of their own; for the
 others JAX_ENABLE_COMPILATION_CACHE=false times compiling from scratch.
 
@@ -44,7 +45,7 @@ from absl import flags
 from experiments import command_line
 from experiments.decoding_flags import decoding_overrides, define_decoding_flags, given_settings
 from transformer_jax.errors import UserError
-from transformer_jax.host import prepare_cpu
+from transformer_jax.host import prepare_cpu, prepare_target
 
 OF_CONFIG = ("all", "train", "pipeline", "checkpoints", "profile", "scan", "quality", "memory")
 ACTIONS = (*OF_CONFIG, "decode", "start")
@@ -60,6 +61,7 @@ FIGURE = flags.DEFINE_string("figure", None, "scan: PNG or SVG file to draw it t
 VOCABULARIES = flags.DEFINE_list("vocabularies", ["8000", "16000", "32000", "64000"], "memory: at the config's length")
 LENGTHS = flags.DEFINE_list("lengths", ["128", "256", "512", "1024"], "memory: at the config's vocabulary")
 REMAT = flags.DEFINE_list("remat", ["none", "dots", "full"], "memory: policies of model.remat")
+TARGET = command_line.define_target()
 RANDOM = flags.DEFINE_bool("random", False, "decode: the initial weights of --config instead of a run")
 FORCED = flags.DEFINE_integer("forced_tokens", None, "decode: steps every output takes", lower_bound=1)
 LINES = flags.DEFINE_integer("lines", None, "decode: only the first lines of the test split", lower_bound=1)
@@ -92,6 +94,10 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{' '.join(arguments)}: wanted is {wanted}.")
     if AGAINST.value:
         _check_peers(action, mapping, runs)
+    if TARGET.value:
+        if action != "memory":
+            raise UserError(f"--target={TARGET.value}: {action} would run on it; memory only compiles.")
+        prepare_target()
     from transformer_jax.run_directory import write_json, write_text
 
     if AGAINST.value:
@@ -179,10 +185,11 @@ def _here(action: str, mapping: Any, runs: list[str]) -> Any:
         with tempfile.TemporaryDirectory() as passing:
             profile = profiling.profile_training(mapping, STEPS.value, Path(TRACE.value or passing))
         return profiling.as_record(profile), profiling.profile_table(profile)
-    enable_compilation_cache()
     if action == "memory":
-        result = memory.tabulate_memory(mapping, _numbers(VOCABULARIES), _numbers(LENGTHS), REMAT.value)
+        sizes = _numbers(VOCABULARIES), _numbers(LENGTHS)
+        result = memory.tabulate_memory(mapping, *sizes, REMAT.value, TARGET.value)
         return result, memory.memory_table(result)
+    enable_compilation_cache()
     if action == "train":
         result = benchmark.measure_training(mapping, SECONDS.value, WINDOWS.value)
     elif action == "pipeline":

@@ -62,6 +62,13 @@ def define_distributed() -> flags.FlagHolder[bool | None]:
     )
 
 
+def define_target() -> flags.FlagHolder[str | None]:
+    """Declares --target, for `transformer_jax.host.prepare_target` and `transformer_jax.analysis.targets`."""
+    return flags.DEFINE_string(
+        "target", None, "compile for GPUs that are not here: a100, h100 or h200, or so many in one machine, as h100:8"
+    )
+
+
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The config of FILE.py or FILE.py:ARGUMENT with dotted overrides such as "model.num_heads=8" applied.
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 MOST_CPU_DEVICES = 8
 """A power of two that divides the rows of every batch (batching.rows_multiple)."""
+ELSEWHERE = "TRANSFORMER_JAX_COMPILES_ELSEWHERE"
+"""The variable that is set where programs are compiled for another kind of device than runs here."""
 
 
 def available_cores() -> int:
@@ -49,6 +51,12 @@ def prepare_cpu(cores: int | None = None) -> None:
         wanted["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
     os.environ.update({name: os.environ.get(name, value) for name, value in wanted.items()})
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def prepare_target() -> None:
+    """Before jax is imported: this program compiles for GPUs that are not here (`analysis.targets`), and runs nothing
+    on them."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", ELSEWHERE: "1"}
 
 
 def has_accelerator() -> bool:

@@ -4,7 +4,7 @@ The mesh has the axes (data, fsdp, tensor). Batches lie over data and fsdp, para
 fsdp, heads, feed-forward and vocabulary over tensor. A laptop is the mesh (1, 1, 1).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,10 +65,13 @@ class MeshConfig:
             )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over all devices. Raises: UserError when the sizes do not multiply to the device count."""
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices, or those given.
+
+    Raises: UserError when the sizes do not multiply to the device count.
+    """
     sizes = [config.data, config.fsdp, config.tensor]
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     known = int(np.prod([s for s in sizes if s != -1]))
     if -1 in sizes and count % known == 0:
         sizes[sizes.index(-1)] = count // known
@@ -78,7 +81,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"but {count} are present; "
             + (f"set sizes that divide {count}." if -1 in sizes else "set --config.mesh.data=-1 to use what is left.")
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
 
 
 def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:

@@ -42,7 +42,7 @@ def test_it_agrees_with_the_run_it_foretells(data, tmp_path):
 
 
 def test_what_does_not_fit_is_not_timed(data, monkeypatch):
-    monkeypatch.setattr(plans, "_memory_of_a_device", lambda mesh: 1000)
+    monkeypatch.setattr(plans, "_memory_of_a_device", lambda: 1000)
     plan = plans.make_plan(tiny_config(data), None)
     assert plan.step_seconds is None
     text = format_plan(plan)
@@ -51,6 +51,20 @@ def test_what_does_not_fit_is_not_timed(data, monkeypatch):
         assert f"{title}\n" in text
     assert "model.d_model = 16" in text
     assert "whole on every device" in text
+
+
+def test_for_a_target_nothing_is_run(data, monkeypatch):
+    """A CPU device for one that is not here: whatever were to run on it would find it, so running is forbidden."""
+    monkeypatch.setattr(plans, "target_devices", lambda target: jax.devices()[:1])
+    monkeypatch.setattr(plans, "_time_steps", None)
+    monkeypatch.setattr(plans, "place_batch", None)
+    plan = plans.make_plan(tiny_config(data), None, "h100")
+    assert plan.device_room == 80 * 2**30
+    assert plan.mesh == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert sum(shape.share for shape in plan.shapes) == pytest.approx(1.0)
+    text = format_plan(plan)
+    assert "not estimated: compiled for devices that are not here" in text
+    assert "81,920.0 MiB" in text
 
 
 def test_a_folder_with_something_else_is_refused(data, tmp_path):

@@ -106,7 +106,7 @@ def pad(leaf: jax.Array) -> list[Any]:
 
 
 OTHER = {
-    "muon": {"scan_layers": True},
+    "muon": {"scan_layers": True, "attention_implementation": "xla", "attention_dropout_rate": 0.0},
     "schedule_free_adamw": {
         "scan_layers": True,
         "positions": "relative",

@@ -60,7 +60,8 @@ def test_recurrent_networks_too(results: dict[str, Any], attention: str) -> None
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_and_rematerialisation(results: dict[str, Any], optimizer: str) -> None:
-    """Scanned; grouped heads, gated units, relative positions, tables apart: see the cases in `meshes`."""
+    """Scanned; attention of jax.nn, split as a fused kernel is; grouped heads, gated units, relative positions, tables
+    apart: see the cases in `meshes`."""
     assert_same_losses(results[f"{optimizer} 2 2 2"], results[f"{optimizer} one"])
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from transformer_jax.analysis.tables import Table
+from transformer_jax.analysis.targets import target_devices
 from transformer_jax.data.batches import ArraySpec, BatchSpec
 from transformer_jax.data.bucketing import make_shape
 from transformer_jax.data.packing import ARRAYS
@@ -58,7 +59,11 @@ def shard_bytes(leaf: Any) -> int:
 
 
 def tabulate_memory(
-    mapping: Any, vocabularies: Sequence[int], lengths: Sequence[int], remat: Sequence[str] = REMAT
+    mapping: Any,
+    vocabularies: Sequence[int],
+    lengths: Sequence[int],
+    remat: Sequence[str] = REMAT,
+    target: str | None = None,
 ) -> Result:
     """Compiles a config's step for vocabularies at its own length and for lengths at its own vocabulary.
 
@@ -67,10 +72,12 @@ def tabulate_memory(
 
     Args:
       mapping: the config of a translation, language or masked language model made of Transformer layers.
+      target: devices that are not here, as for `target_devices`.
     Returns: "rows", each with its vocabulary, length, "chunk" ("all" the second time), remat, and "bytes" on a device.
-    Raises: UserError for another config, and as `train` does.
+    Raises: UserError for another config, and as `train` and `target_devices` do.
     """
     config = parse_config(mapping)
+    devices = target_devices(target) if target else jax.devices()
     if "remat" not in getattr(config, "model", {}) or config.family not in FAMILIES:
         raise UserError(
             f"{config.name} has no vocabulary, or no model.remat; memory is tabled for Transformers of the families "
@@ -89,12 +96,12 @@ def tabulate_memory(
         for policy in remat
     ]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = list(pool.map(lambda point: _peak(mapping, *point), points))
+        found = list(pool.map(lambda point: _peak(mapping, devices, *point), points))
     names = ("vocabulary", "length", "chunk", "remat", "bytes")
     return {
         "measured": "memory",
         "config": config.name,
-        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        "devices": f"{len(devices)} {devices[0].device_kind}",
         "rows": [dict(zip(names, (*point, size), strict=True)) for point, size in zip(points, found, strict=True)],
     }
 
@@ -114,9 +121,9 @@ def memory_table(result: Result) -> Table:
     return Table(title, ["vocabulary", "length", *names], rows)
 
 
-def _peak(mapping: Any, vocabulary: int, length: int, chunk: Any, remat: str) -> int | None:
+def _peak(mapping: Any, devices: Sequence[Any], vocabulary: int, length: int, chunk: Any, remat: str) -> int | None:
     config = parse_config(_changed(plain(mapping), vocabulary, length, remat))
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, devices)
     check_rows(config, mesh)
     task, spec = FAMILIES[config.family](config)
     if chunk == "all":

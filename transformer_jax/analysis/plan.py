@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from transformer_jax.analysis.flops import model_flops
 from transformer_jax.analysis.memory import shard_bytes, step_memory
+from transformer_jax.analysis.targets import target_devices, target_memory
 from transformer_jax.data.batches import START, Batches
 from transformer_jax.distributed import main_first
 from transformer_jax.experiment import RunConfig, parse_config, plain
@@ -73,6 +74,7 @@ class Plan:
       modules: parameters by module, in the order of the tree.
       state_bytes: of each part of the train state, and of the gradients, over all devices, by formula.
       device_bytes: of the train state on the device that holds most of it, by formula.
+      device_room: bytes that a device has; None where it does not tell.
       placements: (PartitionSpec, arrays, parameters) of the model's parameters.
       timing: where the time per step is from, or why there is none.
     """
@@ -86,6 +88,7 @@ class Plan:
     modules: list[tuple[str, int]]
     state_bytes: dict[str, int]
     device_bytes: int
+    device_room: int | None
     placements: list[tuple[str, int, int]]
     batch_placement: str
     shapes: list[Shape]
@@ -119,19 +122,21 @@ class Plan:
         return float(np.average([value for value, _ in used], weights=[share for _, share in used]))
 
 
-def make_plan(mapping: Any, workdir: str | Path | None) -> Plan:
+def make_plan(mapping: Any, workdir: str | Path | None, target: str | None = None) -> Plan:
     """Prepares the data, compiles the step for every batch shape, and times a few steps from the initial weights.
 
     Nothing is written but the caches of data and compiled programs; ``workdir`` is only looked at.
 
-    Raises: UserError for whatever `train` would refuse.
+    Args: target: devices that are not here, as for `target_devices`, to compile for and time nothing on.
+    Raises: UserError for whatever `train` would refuse, and as `target_devices` does.
     """
     config = parse_config(mapping)
     tracking.check_installed(config.tracking)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, target_devices(target) if target else None)
     check_rows(config, mesh)
     there, done = look_at(workdir, config, plain(mapping))
-    enable_compilation_cache()
+    if not target:
+        enable_compilation_cache()
     experiment = main_first(lambda: find_family(config.family).prepare(config, None))
     task, batches = experiment.task, experiment.batches
     program = make_program(config, task, mesh)
@@ -142,7 +147,15 @@ def make_plan(mapping: Any, workdir: str | Path | None) -> Plan:
     kinds = [abstract_batch(mesh, spec) for spec in batches.specs]
     memory = {batch_kind(kind): step_memory(compiled[batch_kind(kind)], shapes) for kind in kinds}
     examples, counts = _sample(batches, mesh)
-    times, timing = _time_steps(compiled, create, mesh, examples, max((m or 0 for m in memory.values()), default=0))
+    room = target_memory(target) if target else _memory_of_a_device()
+    needed, times = max((m or 0 for m in memory.values()), default=0), dict[Any, tuple[float, float]]()
+    if room is not None and needed > room:
+        timing = f"not estimated: a step needs {needed / 2**30:.1f} GiB on a device that has {room / 2**30:.1f} GiB"
+    elif target:
+        timing = "not estimated: compiled for devices that are not here"
+    else:
+        times = _time_steps(compiled, create, mesh, examples)
+        timing = f"from {TIMED_STEPS} timed steps of each kind of batch, without evaluating, saving and compiling"
     described = []
     for kind in kinds:
         key = batch_kind(kind)
@@ -162,13 +175,14 @@ def make_plan(mapping: Any, workdir: str | Path | None) -> Plan:
     return Plan(
         config=plain(mapping),
         workdir=there,
-        devices=f"{mesh.size} x {jax.devices()[0].device_kind}",
+        devices=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         mesh=dict(mesh.shape),
         data=batches.describe(),
         epoch_batches=len(batches.epoch(0)),
         modules=_modules(shapes.params),
         state_bytes=_state_bytes(shapes),
         device_bytes=sum(shard_bytes(leaf) for leaf in jax.tree.leaves(shapes)),
+        device_room=room,
         placements=_placements(shapes.params),
         batch_placement=", ".join(np.ravel(BATCH[0]).tolist()),
         shapes=described,
@@ -196,17 +210,17 @@ def look_at(workdir: str | Path | None, config: RunConfig, mapping: dict[str, An
 
 
 def _sample(batches: Batches, mesh: Mesh) -> tuple[dict[Any, Any], Counter[Any]]:
-    """Of the first batches of epoch 0: one of each kind, on the mesh, and how many there are of each."""
+    """Of the first batches of epoch 0: this process's rows of one of each kind, and how many there are of each."""
     examples: dict[Any, Any] = {}
     counts: Counter[Any] = Counter()
     few = min(len(batches.epoch(0)), SAMPLED_BATCHES)
-    for batch in itertools.islice(batches.iterator(START, *own_blocks(mesh)), few):
-        own = batch_kind(batch)  # of the rows that are this process's
-        examples.setdefault(own, batch)
-        counts[own] += 1
-    placed = {own: place_batch(mesh, batch) for own, batch in examples.items()}
-    kinds = Counter({batch_kind(placed[own]): count for own, count in counts.items()})
-    return {batch_kind(batch): batch for batch in placed.values()}, kinds
+    blocks, count = own_blocks(mesh)
+    for own in itertools.islice(batches.iterator(START, blocks, count), few):
+        whole = {name: (len(rows) * count // len(blocks), *rows.shape[1:]) for name, rows in own.items()}
+        kind = batch_kind({name: jax.ShapeDtypeStruct(shape, own[name].dtype) for name, shape in whole.items()})
+        examples.setdefault(kind, own)
+        counts[kind] += 1
+    return examples, counts
 
 
 def _xla_flops(program: TrainStep) -> float | None:
@@ -240,25 +254,25 @@ def _placements(params: Any) -> list[tuple[str, int, int]]:
 
 
 def _time_steps(
-    compiled: Mapping[Any, TrainStep], create: Any, mesh: Mesh, examples: Mapping[Any, Any], needed: int
-) -> tuple[dict[Any, tuple[float, float]], str]:
-    """Median seconds of a step and its tokens, by kind of batch, on real batches; and where they are from."""
-    room = _memory_of_a_device(mesh)
-    if room is not None and needed > room:
-        return {}, f"not estimated: a step needs {needed / 2**30:.1f} GiB on a device that has {room / 2**30:.1f} GiB"
+    compiled: Mapping[Any, TrainStep], create: Any, mesh: Mesh, examples: Mapping[Any, Any]
+) -> dict[Any, tuple[float, float]]:
+    """Median seconds of a step and its tokens, by kind of batch, on real batches.
+
+    Args: examples: this process's rows.
+    """
     state, found = create(), dict[Any, tuple[float, float]]()
-    for key, batch in examples.items():
-        seconds = []
+    for key, rows in examples.items():
+        batch, seconds = place_batch(mesh, rows), []
         for _ in range(1 + TIMED_STEPS):
             begin = time.monotonic()
             state, measured = compiled[key](state, batch)
             jax.block_until_ready(measured)
             seconds.append(time.monotonic() - begin)
         found[key] = float(np.median(seconds[1:])), float(measured["tokens"])
-    return found, f"from {TIMED_STEPS} timed steps of each kind of batch, without evaluating, saving and compiling"
+    return found
 
 
-def _memory_of_a_device(mesh: Mesh) -> int | None:
+def _memory_of_a_device() -> int | None:
     """Bytes that a device can hold, where it says so; of a CPU device, its share of the machine's memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:

@@ -81,9 +81,9 @@ def _memory(plan: Plan) -> str:
     reserved = [shape.xla_memory for shape in plan.shapes if shape.xla_memory is not None]
     if reserved:
         rows.append(("a step, most on a device", f"{max(reserved) / 2**20:,.1f} MiB"))
-    note = (
-        "By formula, from shapes, over all devices; the last line is XLA's: state, gradients and temporaries together."
-    )
+    note = "By formula, from shapes, over all devices; a step is XLA's: state, gradients and temporaries together."
+    if plan.device_room is not None:
+        rows.append(("a device has", f"{plan.device_room / 2**20:,.1f} MiB"))
     return f"{_columns(rows)}\n{note}"
 
 

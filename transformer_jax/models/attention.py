@@ -4,12 +4,14 @@ Notation: B batch, T queries, S keys, D d_model, H heads, G key/value heads (H =
 Heads come before positions, so that every product is a batched matrix product without a transpose.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.sharding import PartitionSpec as P
 
 from transformer_jax.models.layers import Seeds, Weights, dropout, product
 from transformer_jax.models.positions import rotary
@@ -32,6 +34,20 @@ def split_heads(x: Array, dtype: str, *weights: tuple[Array, Array | None]) -> l
     y = product(x, jnp.stack(kernels, 1), dtype)
     y = y if biases[0] is None else y + jnp.stack(biases).astype(x.dtype)
     return [jnp.swapaxes(y[:, :, i], 1, 2) for i in range(len(weights))]
+
+
+def over_heads(compute: Callable[..., Array], *arrays: Array) -> Array:
+    """``compute(*arrays)`` on each device's heads: axis 1 of the arrays and of the result, or one for all.
+
+    For a kernel that the compiler cannot split over the axes of a mesh that are left to it, beside others that are not.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not (mesh.manual_axes and mesh.auto_axes):
+        return compute(*arrays)
+    specs = [P(None, mesh.auto_axes if x.shape[1] > 1 else None) for x in arrays]
+    names = set(mesh.auto_axes)
+    split = jax.shard_map(compute, in_specs=tuple(specs), out_specs=specs[0], axis_names=names, check_vma=False)
+    return split(*arrays)
 
 
 class MultiHeadAttention(nn.Module):
@@ -107,14 +123,22 @@ class MultiHeadAttention(nn.Module):
         return jnp.einsum("bgqs,bgsk->bgqk", weights.reshape(B, G, -1, S), v).reshape(B, H, T, K)
 
     def _fused(self, q: Array, k: Array, v: Array, bias: Array | None, causal: bool) -> Array:
+        (B, _, T, _), S = q.shape, k.shape[2]
         if bias is not None:
-            (B, _, T, _), S = q.shape, k.shape[2]
             bias = bias.reshape(*(1,) * (4 - bias.ndim), *bias.shape).astype(q.dtype)
             bias = jnp.broadcast_to(bias, (B, bias.shape[1], T, S))
-        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-        implementation: Any = self.implementation
-        heads = jax.nn.dot_product_attention(q, k, v, bias, is_causal=causal, implementation=implementation)
-        return jnp.swapaxes(heads, 1, 2)
+            # cuDNN takes no odd lengths with a bias: one more query is computed in vain, one more key never seen.
+            even = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, x.shape[2] % 2), (0, 0)))
+            q, k, v = map(even, (q, k, v))
+            bias = jnp.pad(bias, ((0, 0), (0, 0), (0, T % 2), (0, S % 2)), constant_values=MASKED)
+
+        def attend(q: Array, k: Array, v: Array, *bias: Array) -> Array:
+            q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+            implementation: Any = self.implementation
+            heads = jax.nn.dot_product_attention(q, k, v, *bias, is_causal=causal, implementation=implementation)
+            return jnp.swapaxes(heads, 1, 2)
+
+        return over_heads(attend, q, k, v, *(() if bias is None else (bias,)))[:, :, :T]
 
     def __call__(
         self,

@@ -5,6 +5,7 @@ G key/value heads, K head_dim, F d_ff, V vocabulary.
 """
 
 import math
+import os
 import zlib
 from collections.abc import Sequence
 from functools import cache, partial
@@ -17,6 +18,7 @@ from flax import linen as nn
 from jax import Array
 
 from transformer_jax.errors import UserError
+from transformer_jax.host import ELSEWHERE
 
 Axes = tuple[str | None, ...]
 Seeds = Array | None
@@ -69,9 +71,11 @@ class Weights(nn.Module):
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether XLA has instructions for products of bfloat16 here; of CPUs those with AVX-512 BF16."""
+    """Whether there are instructions for products of bfloat16 where programs run; on CPUs only in AVX-512 BF16."""
+    if ELSEWHERE in os.environ or jax.default_backend() != "cpu":
+        return True
     cpu = Path("/proc/cpuinfo")
-    return jax.default_backend() != "cpu" or (cpu.exists() and "avx512_bf16" in cpu.read_text().split())
+    return cpu.exists() and "avx512_bf16" in cpu.read_text().split()
 
 
 def operands(*arrays: Array) -> tuple[Array, ...]:
