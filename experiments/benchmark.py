@@ -13,7 +13,7 @@
     python experiments/benchmark.py scan --config=configs/phrases.py --of=model.d_model=64,128 --of=model.d_ff=256,512
     python experiments/benchmark.py quality --config=configs/multi30k.py:ten_minutes  # BLEU, and how long it takes
     python experiments/benchmark.py memory --config=configs/wmt14.py:base --vocabularies=8000,37000 --lengths=256,512
-    python experiments/benchmark.py memory --config=configs/language_model.py:gpt2 --target=h100      # where there is none
+    python experiments/benchmark.py memory --config=configs/language_model.py:gpt2 --target=h100    # not here
     python experiments/benchmark.py train --config=configs/multi30k.py:tiny --against=marian --rounds=3
     python experiments/benchmark.py decode runs/multi30k-tiny --beam_size=5 --against=ctranslate2,joeynmt
     python experiments/benchmark.py start runs/multi30k-tiny --against=transformers
@@ -21,9 +21,9 @@
 
 Nothing is kept of what is trained. A scan varies keys of the config together, or batch_tokens, length, vocabulary,
 depth or devices around the config's own. A profile is a table of milliseconds by module, and a trace for Perfetto or
-for TensorBoard's profile page. `memory` runs nothing: it is what XLA plans, with --target for a GPU that is not here. quality trains the whole config with
-nothing cached and scores it on validation. start, scan, quality and all measure in processes of their own; for the
-others JAX_ENABLE_COMPILATION_CACHE=false times compiling from scratch.
+for TensorBoard's profile page. `memory` runs nothing: it is what XLA plans, with --target for a GPU that is not here.
+quality trains the whole config with nothing cached and scores it on validation. start, scan, quality and all measure in
+processes of their own; for the others JAX_ENABLE_COMPILATION_CACHE=false times compiling from scratch.
 
 --against measures other toolkits beside this one, in turn, on the same data, weights and machine: `train` MarianMT of
 Hugging Face (`marian`) or PyTorch's own layers under torch.compile with its fused attention (`pytorch`; of a language
