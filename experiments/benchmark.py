@@ -185,11 +185,12 @@ def _here(action: str, mapping: Any, runs: list[str]) -> Any:
         with tempfile.TemporaryDirectory() as passing:
             profile = profiling.profile_training(mapping, STEPS.value, Path(TRACE.value or passing))
         return profiling.as_record(profile), profiling.profile_table(profile)
+    if not TARGET.value:
+        enable_compilation_cache()
     if action == "memory":
         sizes = _numbers(VOCABULARIES), _numbers(LENGTHS)
         result = memory.tabulate_memory(mapping, *sizes, REMAT.value, TARGET.value)
         return result, memory.memory_table(result)
-    enable_compilation_cache()
     if action == "train":
         result = benchmark.measure_training(mapping, SECONDS.value, WINDOWS.value)
     elif action == "pipeline":
