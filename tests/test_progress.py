@@ -53,11 +53,11 @@ def test_what_is_counted_comes_as_it_is_and_is_told_every_twenty_seconds(monkeyp
     monkeypatch.setattr("transformer_jax.progress.time.monotonic", lambda: next(clock))
     assert list(counted(iter("abcde"), "translating", 5)) == list("abcde")
     assert capsys.readouterr().err.splitlines() == [
-        "translating: 2/5 lines  00:45 left",
-        "translating: 4/5 lines  00:15 left",
+        "translating: 3/5 lines  00:30 left",
+        "translating: 5/5 lines  00:00 left",
     ]
     assert list(counted("abc", "reading", unit="pages")) == list("abc")
-    assert capsys.readouterr().err == "reading: 2 pages\n"
+    assert capsys.readouterr().err == "reading: 3 pages\n"
     monkeypatch.undo()
     assert list(counted("abc", "quick", 3)) == list("abc")
     assert capsys.readouterr().err == ""

@@ -20,7 +20,9 @@ def counted(
     start = printed = time.monotonic()
     for count, item in enumerate(items, 1):
         now = time.monotonic()
-        if count > 1 and now - printed >= seconds:  # the first one waits for programs to be compiled
+        if count == 1:  # it waits for programs to be compiled, and others come together with it
+            printed = now
+        elif now - printed >= seconds:
             printed = now
             of, left = "", ""
             if total:
