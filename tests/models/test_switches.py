@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.models.tiny import BASE, random_parameters, run, tiny_config, token_batch
@@ -160,6 +161,17 @@ def test_activations_are_their_formulas(activation: str) -> None:
     }
     got = FeedForward(config).apply({"params": jax.tree.map(jnp.float32, params)}, jnp.float32(x), None)
     np.testing.assert_allclose(got, hidden @ second + 2.0, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_exact", "silu", "reglu", "swiglu"])
+def test_backwards_an_activation_is_known_from_the_product_before_it(activation: str) -> None:
+    """That is kept, and what enters the second product; nothing else of this width."""
+    block = FeedForward(tiny_config(activation=activation, d_ff=24))
+    x = jnp.ones((2, 3, 16))
+    params = nn.unbox(block.init(jax.random.key(0), x, None))["params"]
+    _, backward = jax.vjp(lambda params, x: block.apply({"params": params}, x, None), params, x)
+    wide = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape[:2] == (2, 3) and leaf.shape[-1] == 24]
+    assert len(wide) == 2, [(leaf.shape, leaf.dtype) for leaf in wide]
 
 
 ALL_DROPOUT = dict(
