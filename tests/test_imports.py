@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": {"errors"},
     "run_directory": {"errors", "config"},
     "models": {"errors"},
+    "models/layers": {"errors", "host", "models"},
     "sharding": {"errors", "models"},
     "data": {"errors", "progress"},
     "evaluation": {"errors", "decoding"},

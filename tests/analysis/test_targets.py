@@ -3,8 +3,7 @@
 import os
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distributions
 
 import pytest
 
@@ -13,7 +12,7 @@ from tests.made_files import CHECKOUT, CONFIG, overrides, write_pairs
 from transformer_jax.analysis import targets
 from transformer_jax.errors import UserError
 
-PLUGINS = [f"jax_plugins.xla_cuda{version}" for version in (12, 13) if find_spec(f"jax_plugins.xla_cuda{version}")]
+PLUGINS = [each for each in distributions() if each.name in ("jax-cuda12-plugin", "jax-cuda13-plugin")]
 
 
 @pytest.mark.parametrize("target", ["h101", "H100", "h100:0", "h100:-1", "h100:two", "cpu"])
