@@ -101,7 +101,7 @@ class MultiHeadAttention(nn.Module):
 
         Args:
           q: [B, H, T, K].  k, v: [B, G, S, K].  bias: float32, broadcastable to [B, H, T, S].
-          causal: that the bias masks every key after the query: a fused kernel then leaves out half the work.
+          causal: that the bias masks every key after the query: a fused kernel can then leave them out.
         Returns: [B, T, D].
         """
         # A fused kernel never has the weights, so a pass that may want to see them takes the plain way.
