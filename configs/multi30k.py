@@ -2,11 +2,12 @@
 
     python experiments/train.py --config=configs/multi30k.py:tiny --workdir=runs/multi30k-tiny
 
-`tiny` is the published Transformer-Tiny recipe (Wu et al. 2021); `ten_minutes` is what validation chose for some ten
-minutes on CPU cores, and `best_tiny` the best recipe found for this size (docs/performance.md). `lstm` has recurrent
-networks with attention in the Transformer's place (docs/long_range.md). Three runs together, or one that has also
-learned from what these three make of the training sources (--config.dataset.distilled), are better than each; `best`,
-twice as wide, is for the latter.
+`tiny` is the published Transformer-Tiny recipe (Wu et al. 2021); the others have rotary positions and gated
+feed-forward units in its place, which bring more than a point of BLEU. `ten_minutes` is what validation chose for some
+ten minutes on CPU cores, and `best_tiny` the best recipe found for this size (docs/performance.md). Three runs
+together, or one that has also learned from what these three make of the training sources
+(--config.dataset.distilled), are better than each; `best`, twice as wide, is for the latter. `lstm` has recurrent
+networks with attention in the Transformer's place (docs/long_range.md).
 
 The data is downloaded, or read from a folder with --config.dataset.path=FOLDER; other directions with
 --config.dataset.source_language=fr and so on.
@@ -52,21 +53,24 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.evaluation.every_steps = 20
         return config
     config.model.dtype = "bfloat16_products"
-    config.model.dropout_rate = 0.2
-    config.model.embedding_dropout_rate = 0.2
+    config.model.positions = "rotary"
+    config.model.activation = "swiglu"
+    config.model.d_ff = 176  # three matrices instead of two, with as many parameters
     config.optimizer.schedule = "warmup_stable_decay"
     config.optimizer.decay_fraction = 0.3
     config.optimizer.clip_norm = 1.0
     config.training.ema_decay = 0.998
     config.checkpoints.keep_latest = 2
     config.evaluation.weights = "ema"
+    config.decoding.beam_size = 10
+    config.decoding.length_penalty = 1.4
     if variant in ("ten_minutes", "lstm"):
+        config.model.dropout_rate = 0.2
+        config.model.embedding_dropout_rate = 0.2
         config.optimizer.warmup_steps = 700
         config.training.total_steps = 2800
         config.checkpoints.every_steps = 280
         config.evaluation.every_steps = 1400
-        config.decoding.beam_size = 10
-        config.decoding.length_penalty = 1.4
         if variant == "lstm":
             config.tokenizer.vocab_size = 4000
             config.batching.tokens_per_batch = 2048
@@ -88,9 +92,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
         config.evaluation.max_sentences = 0
         if variant == "best":
             config.model.d_model = 256
-            config.model.d_ff = 512
-            config.model.dropout_rate = 0.3
-            config.model.embedding_dropout_rate = 0.3
+            config.model.d_ff = 344
             config.optimizer.peak_learning_rate = 3e-3
         return config
     raise ValueError(f"unknown variant {variant!r}; known: tiny, ten_minutes, lstm, best, best_tiny, smoke")

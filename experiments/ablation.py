@@ -5,11 +5,12 @@
 
 Rows (SETTINGS in ablation_study.py has what each sets; those that set what the config has already are left out):
 subword sampling, vocabulary size, R-Drop and SimCut, label smoothing, schedule, optimizer, a moving average of the
-weights, layers of encoder and decoder, placement and kind of the norm, each kind of dropout, pretraining in both
-directions with the same number of steps in all, distillation from the base's runs together, back-translation by as many
-runs of the other direction, and these two together (data diversification, Nguyen et al. 2020). Apart from these, with
-the runs of the base: the last weights, the mean of eight checkpoints, an ensemble of the seeds, and
-minimum-Bayes-risk decoding of samples, of a beam, and of the samples of all seeds.
+weights, positions, the feed-forward unit (with the base's d_ff, of which a gated one has three matrices, not two),
+layers of encoder and decoder, placement and kind of the norm, each kind of dropout, pretraining in both directions with
+the same number of steps in all, distillation from the base's runs together, back-translation by as many runs of the
+other direction, and these two together (data diversification, Nguyen et al. 2020). Apart from these, with the runs of
+the base: the last weights, the mean of eight checkpoints, an ensemble of the seeds, and minimum-Bayes-risk decoding of
+samples, of a beam, and of the samples of all seeds.
 
 All else is as in the base: an optimizer or a schedule is tried at the learning rate of the base, not at its own best.
 Every run is an ordinary one, in STUDY/runs. Interrupted, the same command continues; what is done is not done again.

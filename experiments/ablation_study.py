@@ -92,6 +92,8 @@ SETTINGS = {
     "last-weights": Setting(checkpoint="latest"),
     f"average-{AVERAGED}": Setting(checkpoint=f"average:{AVERAGED}"),
     "ema": Setting({"evaluation.weights": "ema", "training.ema_decay": 0.998}),
+    **{f"{kind}-positions": Setting({"model.positions": kind}) for kind in ("sinusoidal", "rotary", "relative")},
+    **{unit: Setting({"model.activation": unit}) for unit in ("relu", "swiglu")},
     "depth-6-2": _depths(6, 2),
     "depth-4-4": _depths(4, 4),
     "depth-2-6": _depths(2, 6),

@@ -17,7 +17,7 @@
     python experiments/benchmark.py train --config=configs/multi30k.py:tiny --against=marian --rounds=3
     python experiments/benchmark.py decode runs/multi30k-tiny --beam_size=5 --against=ctranslate2,joeynmt
     python experiments/benchmark.py start runs/multi30k-tiny --against=transformers
-    python experiments/benchmark.py quality --config=configs/multi30k.py:ten_minutes --against=eole
+    python experiments/benchmark.py quality --config=configs/multi30k.py:tiny --against=eole
 
 Nothing is kept of what is trained. A scan varies keys of the config together, or batch_tokens, length, vocabulary,
 depth or devices around the config's own. A profile is a table of milliseconds by module, and a trace for Perfetto or

@@ -63,7 +63,8 @@ class Trial:
             # What `lstm` spends on attention, plain LSTMs have in width; and all compute alike, on the same batches.
             plain = ["model.attention=none", "model.d_model=192"]
             recurrent = load_config(f"{CONFIGS / 'multi30k.py:lstm'}")
-            alike = ["model.dtype=float32", *(f"{key}={attrgetter(key)(recurrent)}" for key in ALIKE)]
+            paper = ["model.positions=sinusoidal", "model.activation=relu", "model.d_ff=256"]
+            alike = [*paper, "model.dtype=float32", *(f"{key}={attrgetter(key)(recurrent)}" for key in ALIKE)]
             own = {"lstm": plain, "lstm_attention": [], "transformer": alike}[self.network]
         else:
             spec, own = f"long_range.py:{self.task}/{self.network}", []
