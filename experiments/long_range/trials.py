@@ -60,7 +60,8 @@ class Trial:
         """Its config. Multi30k's are those of configs/multi30k.py, 1.8 million parameters each."""
         if self.task == "multi30k":
             spec = "multi30k.py:ten_minutes" if self.network == "transformer" else "multi30k.py:lstm"
-            # What `lstm` spends on attention, plain LSTMs have in width; and all compute alike, on the same batches.
+            # What `lstm` spends on attention, plain LSTMs have in width; all compute alike, on the same batches;
+            # and the Transformer is the one that took the place of recurrent networks (Vaswani et al. 2017).
             plain = ["model.attention=none", "model.d_model=192"]
             recurrent = load_config(f"{CONFIGS / 'multi30k.py:lstm'}")
             paper = ["model.positions=sinusoidal", "model.activation=relu", "model.d_ff=256"]
